@@ -1,0 +1,226 @@
+"""Trace and Ledger: what was sent, and what it cost, counted exactly in int64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ranvier.deploy.program import ConvMap, DenseMap, LinearMap, OneToOne, Program, Projection
+from ranvier.train.errors import ShapeError
+
+POPULATION_COUNTS = ("n_spikes", "n_payload", "n_updates")
+PROJECTION_COUNTS = ("n_events", "n_synops", "n_synops_zero", "n_mults")
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one population did: arrays `[time, batch, *shape]`; u and v where they were asked for."""
+
+    spikes: np.ndarray | None = None
+    u: np.ndarray | None = None
+    v: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """name -> Record; spikes are uint8, or int32 where messages are graded."""
+
+    records: Mapping[str, Record]
+
+    def __getitem__(self, name: str) -> Record:
+        return self.records[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """Counts per step, summed over samples: int64 arrays `[time]`. Ledgers add.
+
+    populations  name -> n_spikes (messages that are not zero), n_payload (the sum of their absolute
+                 values), n_updates (neuron updates)
+    projections  name -> n_events (messages that reach it), n_synops (synaptic operations through
+                 weights that are not zero, border-exact), n_synops_zero (through weights of zero),
+                 n_mults (those of n_synops whose message is not a plain spike)
+    sizes        name -> neurons
+    n_samples    how many samples were counted
+    """
+
+    populations: Mapping[str, Mapping[str, np.ndarray]]
+    projections: Mapping[str, Mapping[str, np.ndarray]]
+    sizes: Mapping[str, int]
+    n_samples: int
+    inputs: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def total(self, key: str) -> int:
+        """The sum of one count over everything and all steps; spikes leave out the input's."""
+        part = self.populations if key in POPULATION_COUNTS else self.projections
+        return int(sum(v[key].sum() for n, v in part.items() if n not in self.inputs))
+
+    @property
+    def n_spikes(self) -> int:
+        return self.total("n_spikes")
+
+    @property
+    def n_messages(self) -> int:
+        """Messages leaving populations, the input's included."""
+        return int(sum(v["n_spikes"].sum() for v in self.populations.values()))
+
+    @property
+    def n_synops(self) -> int:
+        return self.total("n_synops")
+
+    @property
+    def n_updates(self) -> int:
+        return self.total("n_updates")
+
+    @property
+    def n_mults(self) -> int:
+        return self.total("n_mults")
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        """Mean spikes a neuron and sample, over all populations but the input."""
+        neurons = sum(n for name, n in self.sizes.items() if name not in self.inputs)
+        return self.n_spikes / (neurons * self.n_samples) if neurons and self.n_samples else 0.0
+
+    def rate(self, name: str) -> float:
+        """Mean messages a neuron, step and sample of one population."""
+        spikes = self.populations[name]["n_spikes"]
+        return float(spikes.sum() / (len(spikes) * self.sizes[name] * self.n_samples))
+
+    def __add__(self, other: Ledger) -> Ledger:
+        if self.sizes != other.sizes or set(self.projections) != set(other.projections):
+            raise ShapeError("ledger: only ledgers of the same program add")
+        return Ledger(
+            _added(self.populations, other.populations),
+            _added(self.projections, other.projections),
+            self.sizes,
+            self.n_samples + other.n_samples,
+            self.inputs,
+            self.meta,
+        )
+
+    def same_counts(self, other: Ledger) -> bool:
+        return self.to_dict() == other.to_dict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and ints, for JSON."""
+        return {
+            "n_samples": self.n_samples,
+            "sizes": dict(self.sizes),
+            "inputs": list(self.inputs),
+            "populations": _plain(self.populations),
+            "projections": _plain(self.projections),
+        }
+
+    @staticmethod
+    def from_dict(d: Mapping[str, Any]) -> Ledger:
+        def back(part: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+            return {n: {k: np.asarray(v, np.int64) for k, v in c.items()} for n, c in part.items()}
+
+        return Ledger(
+            back(d["populations"]), back(d["projections"]), dict(d["sizes"]), d["n_samples"],
+            tuple(d["inputs"]),
+        )
+
+
+def _added(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    return {n: {k: c[k] + b[n][k] for k in c} for n, c in a.items()}
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
+    return {n: {k: v.tolist() for k, v in c.items()} for n, c in part.items()}
+
+
+def fan_out(linear: LinearMap) -> tuple[np.ndarray, np.ndarray]:
+    """(synapses with a weight, synapses with weight zero) of each source neuron, `[n_in]`, int64."""
+    match linear:
+        case DenseMap():
+            used = (linear.weight != 0).sum(0).astype(np.int64)
+            return used, linear.weight.shape[0] - used
+        case OneToOne():
+            used = np.broadcast_to(linear.weight != 0, linear.shape).reshape(-1).astype(np.int64)
+            return used, 1 - used
+        case ConvMap():
+            used = _placements(linear, (linear.weight != 0).astype(np.int64))
+            return used, _placements(linear, np.ones_like(linear.weight, np.int64)) - used
+
+
+def _placements(conv: ConvMap, mask: np.ndarray) -> np.ndarray:
+    """How many synapses of `mask` each source neuron drives: the transposed convolution of ones."""
+    c_out, per_group, k_y, k_x = mask.shape
+    by_tap = mask.reshape(conv.groups, c_out // conv.groups, per_group, k_y, k_x).sum(1)
+    by_tap = by_tap.reshape(conv.in_shape[0], k_y, k_x)
+    (py, px), (sy, sx), (dy, dx) = conv.padding, conv.stride, conv.dilation
+    channels, height, width = conv.in_shape
+    rows, cols = conv.out_shape[1:]
+    count = np.zeros((channels, height + 2 * py, width + 2 * px), np.int64)
+    for i in range(k_y):
+        for j in range(k_x):
+            ys = slice(i * dy, i * dy + (rows - 1) * sy + 1, sy)
+            xs = slice(j * dx, j * dx + (cols - 1) * sx + 1, sx)
+            count[:, ys, xs] += by_tap[:, i, j, None, None]
+    return count[:, py : py + height, px : px + width].reshape(-1)
+
+
+class Counter:
+    """Adds up a Ledger population by population, as an engine produces messages."""
+
+    def __init__(self, program: Program, steps: int, n_samples: int) -> None:
+        self.program, self.steps, self.n_samples = program, steps, n_samples
+        self._fans = {p.name: fan_out(p.map) for p in program.projections.values()}
+        self._populations: dict[str, dict[str, np.ndarray]] = {}
+        self._projections: dict[str, dict[str, np.ndarray]] = {}
+
+    def add(self, name: str, sent: np.ndarray) -> None:
+        """Counts what population `name` sent, `[time, batch, *shape]`, whole numbers."""
+        flat = sent.reshape(self.steps, self.n_samples, -1)
+        some = flat != 0
+        per_neuron = some.sum(1, dtype=np.int64)
+        population = self.program.populations[name]
+        updates = 0 if population.is_input else population.size * self.n_samples
+        payload = np.abs(flat.astype(np.int64)).sum((1, 2)) if population.graded else per_neuron.sum(1)
+        self._populations[name] = {
+            "n_spikes": per_neuron.sum(1),
+            "n_payload": payload,
+            "n_updates": np.full(self.steps, updates, np.int64),
+        }
+        plain = (flat == 1).sum(1, dtype=np.int64) if population.graded else per_neuron
+        for projection in self.program.out_of(name):
+            self._projections[projection.name] = self._through(projection, per_neuron, plain)
+
+    def _through(self, p: Projection, some: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
+        used, zero = self._fans[p.name]
+        arrived = {k: _late(v, p.lag) for k, v in (("some", some), ("plain", plain))}
+        return {
+            "n_events": arrived["some"].sum(1),
+            "n_synops": arrived["some"] @ used,
+            "n_synops_zero": arrived["some"] @ zero,
+            "n_mults": (arrived["some"] - arrived["plain"]) @ used,
+        }
+
+    def ledger(self) -> Ledger:
+        order = self.program.projections
+        return Ledger(
+            {n: self._populations[n] for n in self.program.populations},
+            {n: self._projections[n] for n in order},
+            {p.name: p.size for p in self.program},
+            self.n_samples,
+            tuple(p.name for p in self.program if p.is_input),
+        )
+
+
+def _late(counts: np.ndarray, lag: int) -> np.ndarray:
+    """Counts by the step in which they arrive; what would arrive after the last step is not counted."""
+    if lag == 0:
+        return counts
+    return np.concatenate([np.zeros_like(counts[:lag]), counts])[: len(counts)]

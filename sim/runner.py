@@ -1,0 +1,114 @@
+"""`run`: a Program on an engine; what every engine gives back has one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ranvier.deploy.program import Program
+from ranvier.sim.ledger import Counter, Ledger, Record, Trace
+from ranvier.train.errors import RangeError
+
+STATES = ("spikes", "u", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gave.
+
+    output         floats `[batch, n_out]`: the readout; its argmax is the class
+    output_series  floats `[time, batch, *shape]`: the readout before it is reduced over time
+    output_spikes  whole numbers `[time, batch, *shape]`: what the output population sent
+    trace          what was asked for with `record`
+    ledger         the counts
+    engine         the engine that ran
+    """
+
+    output: np.ndarray
+    output_series: np.ndarray
+    output_spikes: np.ndarray
+    trace: Trace
+    ledger: Ledger
+    engine: str
+
+
+Engine = Callable[..., Result]
+
+
+def message_dtype(program: Program, name: str) -> Any:
+    """uint8 for plain spikes, int32 for graded messages."""
+    return np.int32 if program.populations[name].graded else np.uint8
+
+
+def finish(
+    program: Program,
+    sent: dict[str, np.ndarray],
+    states: dict[str, dict[str, np.ndarray]],
+    record: tuple[str, ...],
+    ledger: Ledger,
+    engine: str,
+) -> Result:
+    """A Result from what populations sent and the states that are known, all `[time, batch, *shape]`.
+
+    states  "u" and "v" -> name -> series, where recorded (v of the output for a membrane readout)
+    """
+    readout, out = program.readout, program.readout.population
+    values = states["v"][out] if readout.kind == "membrane" else sent[out]
+    series = readout.series(np.asarray(values, np.int64))
+    records = {}
+    for name in program.populations if record else ():
+        records[name] = Record(
+            sent[name].astype(message_dtype(program, name)) if "spikes" in record else None,
+            states["u"].get(name) if "u" in record else None,
+            states["v"].get(name) if "v" in record else None,
+        )
+    spikes = sent[out].astype(message_dtype(program, out))
+    return Result(readout.reduced(series), series, spikes, Trace(records), ledger, engine)
+
+
+def _reference(program: Program, x: np.ndarray, record: tuple[str, ...]) -> Result:
+    from ranvier.sim.reference import run_reference
+
+    series = run_reference(program, x)
+    counter = Counter(program, *x.shape[:2])
+    for name in program.populations:
+        counter.add(name, series.sent[name])
+    states = {"u": series.u, "v": series.v}
+    return finish(program, series.sent, states, record, counter.ledger(), "reference")
+
+
+def engines() -> dict[str, Engine]:
+    """name -> engine; each takes (program, whole-number x, record)."""
+    return {"reference": _reference}
+
+
+def run(
+    program: Program,
+    x: Any,
+    engine: str = "auto",
+    record: tuple[str, ...] = (),
+    *,
+    steps: int | None = None,
+    **options: Any,
+) -> Result:
+    """The Result of x on an engine.
+
+    x       floats `[time, batch, *shape]`, or `[batch, *shape]` held for `steps` steps (by default
+            the program's own); numpy or torch
+    engine  reference, dense, events, lava, or auto
+    record  any of "spikes", "u", "v": kept for every population in `Result.trace`
+    Raises RangeError for an unknown engine or record, or values that the input cannot send;
+    ShapeError for a wrong shape.
+    """
+    known = engines()
+    if engine == "auto":
+        engine = "dense" if "dense" in known else "reference"
+    if engine not in known:
+        raise RangeError(f"run: engine '{engine}' is none of auto, {', '.join(known)}")
+    wrong = [r for r in record if r not in STATES]
+    if wrong:
+        raise RangeError(f"run: cannot record '{wrong[0]}'; any of {', '.join(STATES)}")
+    return known[engine](program, program.encode(x, steps), tuple(record), **options)
