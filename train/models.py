@@ -1,0 +1,143 @@
+"""Networks by name: `create_model`, `list_models`, and the rule that counts their operations."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ranvier.train.errors import DataError, RangeError
+from ranvier.train.networks import NEURONS, ModelConfig, Network
+
+JOIN_NAMES = ("vanilla", "sew", "sew-and", "sew-iand", "ms", "or")
+NORMS = ("bn", "tdbn", "tdbn-scaled")
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name of the registry: classes as "module:Name", loaded on first use, and own defaults."""
+
+    network: str
+    config: str
+    defaults: dict[str, Any]
+
+
+_PLAIN = ("models_plain:PlainNet", "models_plain:PlainConfig")
+_RESNET = ("models_resnet:ResNet", "models_resnet:ResNetConfig")
+_V9 = (64, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
+_V11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
+_V16 = (64, 64, 0, 128, 128, 0, *(256,) * 3, 0, *(512,) * 3, 0, *(512,) * 3, 0)
+_DIGITS = {"blocks": (1, 1, 1), "widths": (16, 16, 32), "image_size": 8, "in_channels": 1}
+_MNIST = {"in_channels": 1, "image_size": 28}
+
+
+def _cifar_resnets() -> dict[str, Entry]:
+    depths = {f"resnet{6 * n + 2}": n for n in (1, 2, 3, 5, 9, 18, 80)}
+    return {name: Entry(*_RESNET, {"blocks": (n, n, n)}) for name, n in depths.items()}
+
+
+MODELS: dict[str, Entry] = {
+    "mlp": Entry(*_PLAIN, {"hidden": (256,), **_MNIST}),
+    "cnn": Entry(*_PLAIN, {"layers": (16, 0, 32, 0), "pool": "avg", **_MNIST}),
+    "vgg9": Entry(*_PLAIN, {"layers": _V9}),
+    "vgg11": Entry(*_PLAIN, {"layers": _V11}),
+    "vgg16": Entry(*_PLAIN, {"layers": _V16, "hidden": (128,)}),
+    "resnet": Entry(*_RESNET, {}),
+    "resnet-digits": Entry(*_RESNET, _DIGITS),
+    **_cifar_resnets(),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Sorted names that match the shell pattern, such as "*resnet*"."""
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def create_model(name: str, *, pretrained: str | None = None, **config: Any) -> Network:
+    """A network by its name.
+
+    join         vanilla, sew, sew-and, sew-iand, ms, or ("vanilla")
+    neuron       a name of NEURONS ("lif")
+    norm         bn or tdbn ("bn")
+    steps        time steps of a static image (4)
+    in_channels, num_classes, image_size    what goes in and comes out (3, 10, 32)
+    pretrained   tag of stored weights, such as "mnist"
+    Further keywords are fields of the model's configuration, which is `net.config`:
+    `create_model(**dataclasses.asdict(net.config))` builds the same network.
+    Raises RangeError for an unknown name or value, naming the nearest; DataError where the weights
+    are not there.
+    """
+    entry = MODELS.get(name)
+    if entry is None:
+        raise RangeError(_unknown("model", name, MODELS))
+    made = make_config(name, entry, config)
+    net = _load(entry.network)(made)
+    assert isinstance(net, Network)
+    if pretrained is not None:
+        _load_weights(net, pretrained)
+    return net
+
+
+def make_config(name: str, entry: Entry, given: dict[str, Any]) -> ModelConfig:
+    """The model's configuration: its family's defaults, the name's own, then what was given.
+
+    Raises RangeError for an unknown field, join, neuron or norm.
+    """
+    kind = _load(entry.config)
+    known = [field.name for field in fields(kind)]
+    for key in given:
+        if key not in known:
+            raise RangeError(_unknown(f"model {name}: option", key, known))
+    values = {**entry.defaults, **given, "name": name}
+    for key, allowed in (("join", JOIN_NAMES), ("neuron", tuple(NEURONS)), ("norm", NORMS)):
+        if key in values and values[key] not in allowed:
+            raise RangeError(_unknown(f"model {name}: {key}", values[key], allowed))
+    return kind(**{key: _frozen(value) for key, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, as JSON gives them, back to tuples."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _unknown(what: str, found: Any, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(found), list(allowed), n=1, cutoff=0.4)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{what} '{found}' is unknown.{hint} Known: {', '.join(sorted(allowed))}."
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(f"ranvier.train.{module}"), name)
+
+
+def weights_path(name: str, join: str, tag: str) -> Path:
+    """Where the stored weights of a model lie."""
+    return WEIGHTS / f"{name}-{join}-{tag}.safetensors"
+
+
+def _load_weights(net: Network, tag: str) -> None:
+    from safetensors.torch import load_file
+
+    path = weights_path(net.config.name, net.config.join, tag)
+    if not path.is_file():
+        have = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none at all"
+        raise DataError(
+            f"model {net.config.name}: no stored weights '{path.stem}'; there are: {have}."
+            " Train it, or leave pretrained out."
+        )
+    stored = load_file(path)
+    own = net.state_dict()
+    missing = sorted(k for k in own if k not in stored)
+    wrong = sorted(k for k, v in stored.items() if k not in own or own[k].shape != v.shape)
+    if missing or wrong:
+        raise DataError(
+            f"model {net.config.name}: the weights '{path.stem}' do not fit: {(missing + wrong)[0]}"
+            " differs; they belong to another configuration of this model."
+        )
+    net.load_state_dict({k: v.to(own[k].dtype) for k, v in stored.items()})

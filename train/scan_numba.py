@@ -1,0 +1,193 @@
+"""The scan of `scan.py` compiled for the CPU.
+
+Neurons are cut into chunks that fit the first-level cache; a chunk runs through all steps before
+the next begins, so its state never leaves the cache. No fastmath: the sums round as torch's do, and
+spikes are equal bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from ranvier.train.scan import RESETS, Rule
+from ranvier.train.surrogates import Surrogate
+
+CHUNK = 1024  # neurons; about eight arrays of it stay in 32 KiB at float32
+PARALLEL_FROM = 1 << 16  # values; below, starting threads costs more than the loop
+
+
+def _forward(x, alpha, beta, theta, reset, v_reset, save, s, h):  # type: ignore[no-untyped-def]
+    n_steps, n = x.shape
+    for c in prange((n + CHUNK - 1) // CHUNK):
+        lo = c * CHUNK
+        m = min(CHUNK, n - lo)
+        u = np.zeros(m, x.dtype)
+        v = np.zeros(m, x.dtype)
+        a = np.empty(m, x.dtype)
+        b = np.empty(m, x.dtype)
+        th = np.empty(m, x.dtype)
+        for j in range(m):
+            a[j] = alpha[(lo + j) % alpha.size]
+            b[j] = beta[(lo + j) % beta.size]
+            th[j] = theta[(lo + j) % theta.size]
+        for t in range(n_steps):
+            x_t = x[t, lo : lo + m]
+            s_t = s[t, lo : lo + m]
+            for j in range(m):
+                u[j] = a[j] * u[j] + x_t[j]
+                v[j] = b[j] * v[j] + u[j]
+            if save:
+                h_t = h[t, lo : lo + m]
+                for j in range(m):
+                    h_t[j] = v[j]
+            for j in range(m):
+                s_t[j] = v[j] > th[j]
+            if reset == 0:
+                for j in range(m):
+                    v[j] = v[j] - th[j] * s_t[j]
+            elif reset == 1:
+                for j in range(m):
+                    v[j] = v_reset if v[j] > th[j] else v[j]
+
+
+def _derivative(kind, p, x, out):  # type: ignore[no-untyped-def]
+    """out = surrogate'(x); one plain loop a kind, so that each vectorizes."""
+    one = out.dtype.type(1)
+    if kind == 0:
+        k = out.dtype.type(math.pi / 2) * p
+        for j in range(x.size):
+            out[j] = p / 2 / (one + (k * x[j]) * (k * x[j]))
+    elif kind == 1:
+        for j in range(x.size):
+            q = one / (one + np.exp(-p * x[j]))
+            out[j] = p * q * (one - q)
+    elif kind == 2:
+        for j in range(x.size):
+            out[j] = one / (p + p) if abs(x[j]) < p else one - one
+    elif kind == 3:
+        for j in range(x.size):
+            out[j] = max(one - one, p - p * p * abs(x[j]))
+    else:
+        for j in range(x.size):
+            q = one + p * abs(x[j])
+            out[j] = one / (q * q)
+
+
+_derivative_compiled = njit(cache=True)(_derivative)
+
+
+def _backward(  # type: ignore[no-untyped-def]
+    g_s, h, alpha, beta, theta, reset, v_reset, kind, p, learns, g_x, g_beta, g_theta
+):
+    n_steps, n = h.shape
+    for c in prange((n + CHUNK - 1) // CHUNK):
+        lo = c * CHUNK
+        m = min(CHUNK, n - lo)
+        g_u = np.zeros(m, h.dtype)
+        g_v = np.zeros(m, h.dtype)
+        a = np.empty(m, h.dtype)
+        b = np.empty(m, h.dtype)
+        th = np.empty(m, h.dtype)
+        over = np.empty(m, h.dtype)
+        d = np.empty(m, h.dtype)
+        for j in range(m):
+            a[j] = alpha[(lo + j) % alpha.size]
+            b[j] = beta[(lo + j) % beta.size]
+            th[j] = theta[(lo + j) % theta.size]
+        for back in range(n_steps):
+            t = n_steps - 1 - back
+            h_t = h[t, lo : lo + m]
+            g_t = g_s[t, lo : lo + m]
+            g_x_t = g_x[t, lo : lo + m]
+            for j in range(m):
+                over[j] = h_t[j] - th[j]
+            _derivative_compiled(kind, p, over, d)
+            for j in range(m):
+                d[j] = g_t[j] * d[j]
+            if learns:
+                for j in range(m):
+                    g_theta[lo + j] -= d[j]
+                    if reset == 0 and over[j] > 0:
+                        g_theta[lo + j] -= g_v[j]
+            if reset == 1:
+                for j in range(m):
+                    g_v[j] = g_v[j] * (over[j] <= 0)
+            for j in range(m):
+                g_v[j] = d[j] + g_v[j]
+                g_u[j] = g_v[j] + a[j] * g_u[j]
+                g_x_t[j] = g_u[j]
+            if learns and t > 0:
+                for j in range(m):
+                    v = h[t - 1, lo + j]
+                    if v > th[j]:
+                        if reset == 0:
+                            v = v - th[j]
+                        elif reset == 1:
+                            v = v_reset
+                    g_beta[lo + j] += g_v[j] * v
+            for j in range(m):
+                g_v[j] = b[j] * g_v[j]
+
+
+_compiled: dict[tuple[str, bool], Callable[..., None]] = {}
+
+
+def _jit(function: Callable[..., None], size: int) -> Callable[..., None]:
+    """The compiled function; its threads are as many as torch may use here, and one is no pool."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    parallel = threads > 1 and size >= PARALLEL_FROM
+    key = (function.__name__, parallel)
+    if key not in _compiled:
+        _compiled[key] = njit(function, parallel=parallel, cache=True)
+    if parallel:
+        numba.set_num_threads(threads)
+    return _compiled[key]
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+def forward(
+    x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
+) -> tuple[Tensor, Tensor]:
+    """(spikes, h) [T, N]; h is empty unless `save`."""
+    s = torch.empty_like(x)
+    h = torch.empty_like(x) if save else x.new_empty(0, 0)
+    arrays = _arrays(x, alpha, beta, theta)
+    v_reset = arrays[0].dtype.type(rule.v_reset)
+    _jit(_forward, x.numel())(
+        *arrays, RESETS.index(rule.reset), v_reset, save, s.numpy(), h.numpy()
+    )
+    return s, h
+
+
+def backward(
+    g_s: Tensor, h: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, learns: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(g_x [T, N], g_beta [N], g_theta [N]); the last two are empty unless `learns`."""
+    assert isinstance(rule.spike, Surrogate)
+    g_x = torch.empty_like(h)
+    g_beta, g_theta = (h.new_zeros(h.shape[1] if learns else 0) for _ in range(2))
+    arrays = _arrays(g_s, h, alpha, beta, theta)
+    as_type = arrays[0].dtype.type
+    _jit(_backward, h.numel())(
+        *arrays,
+        RESETS.index(rule.reset),
+        as_type(rule.v_reset),
+        rule.spike.code,
+        as_type(rule.spike.alpha),
+        learns,
+        g_x.numpy(),
+        g_beta.numpy(),
+        g_theta.numpy(),
+    )
+    return g_x, g_beta, g_theta
