@@ -59,12 +59,8 @@ def every_node() -> Graph:
             Neuron(name="if", inputs=("bn",), model=IF(v_threshold=array(4, 1, 1))),
             Delay(name="past", inputs=("cuba",), steps=1, shape=(4, 8, 8)),
             Join(name="add", inputs=("if", "past", "past"), op="add"),
-            Neuron(
-                name="lif", inputs=("add",), model=LIF(beta=0.5, reset="subtract", timing="carry")
-            ),
-            Neuron(
-                name="cuba", inputs=("lif",), model=CubaLIF(alpha=0.5, beta=array(4, 1, 1), dt=1e-3)
-            ),
+            Neuron(name="lif", inputs=("add",), model=carrying),
+            Neuron(name="cuba", inputs=("lif",), model=per_channel),
             Pool(name="pool", inputs=("cuba",), op="avg", kernel=(2, 2), stride=(2, 2)),
             Subsample(name="sub", inputs=("pool",), stride=(2, 2), pad_channels=(0, 2)),
             Upsample(name="up", inputs=("sub",), factor=(2, 2)),
@@ -218,7 +214,7 @@ def test_objects_huge_arrays_and_links_are_refused(saved: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_never_make_another_network(data: st.DataObject, tmp_path_factory) -> None:
-    """Cut off or with flipped bits: a FormatError, or the same graph where the bytes bear nothing."""
+    """Cut off or bits flipped: a FormatError, or the same graph where the bytes bear nothing."""
     folder = tmp_path_factory.mktemp("damaged")
     every_node().save(folder / "graph.h5")
     raw = bytearray((folder / "graph.h5").read_bytes())
