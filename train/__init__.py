@@ -11,8 +11,10 @@ _HOME = {
     "create_model": "models",
     "list_models": "models",
     "load_dataset": "data",
+    "Dataset": "data",
     "fit": "loop",
     "evaluate": "loop",
+    "FitResult": "loop",
     "RanvierError": "errors",
 }
 __all__ = list(_HOME)
