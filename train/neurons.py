@@ -100,12 +100,17 @@ class LIF(snntorch.Leaky):
     def _current(self, x: Tensor) -> Tensor:
         return (1 - self.beta.clamp(0, 1)) * x if self.decay_input else x
 
+    def reset_mem(self) -> Tensor:
+        """Clears the state and frees it: snntorch holds on to every neuron ever made."""
+        self.mem = self.mem.detach().new_zeros(0)
+        return self.mem
+
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """Spikes, shaped as `input_`; with `mem` given, (spikes, mem) of one step as snntorch."""
         x = self._current(input_)
         if self.multi_step and mem is None:
             return lif_scan(x, *self._decays(x), self.rule)
-        v = _state(self.mem, x) if mem is None else mem
+        v = _state(self.mem if mem is None else mem, x)
         spikes, _, v = lif_step(x, torch.zeros_like(x), v, self._decays(x), self.rule)
         if mem is not None:
             return spikes, v
@@ -187,14 +192,19 @@ class CUBA(snntorch.Synaptic):
         """Surrogate and reset, as the scan takes them."""
         return Rule(self.spike_grad, self.reset_mechanism, self.v_reset)
 
+    def reset_mem(self) -> tuple[Tensor, Tensor]:
+        """Clears the states and frees them."""
+        self.syn = self.mem = self.mem.detach().new_zeros(0)
+        return self.syn, self.mem
+
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """Spikes; with `syn` and `mem` given, (spikes, syn, mem) of one step, as snntorch."""
         params = (self.alpha.clamp(0, 1), self.beta.clamp(0, 1), self.threshold)
         x = (1 - params[1]) * input_ if self.decay_input else input_
         if self.multi_step and mem is None:
             return lif_scan(x, *params, self.rule)
-        u = _state(self.syn, x) if syn is None else syn
-        v = _state(self.mem, x) if mem is None else mem
+        u = _state(self.syn if syn is None else syn, x)
+        v = _state(self.mem if mem is None else mem, x)
         spikes, u, v = lif_step(x, u, v, params, self.rule)
         if mem is not None:
             return spikes, u, v

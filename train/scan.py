@@ -68,7 +68,7 @@ def pick_backend(x: Tensor, spike: Callable[[Tensor], Tensor]) -> str:
     if _forced:
         return _forced[-1]
     if x.is_cuda:
-        return "triton" if _installed("triton") else "torch"
+        return "triton" if _installed("triton") and x.dtype != torch.float64 else "torch"
     return "numba" if x.device.type == "cpu" and _installed("numba") else "torch"
 
 
@@ -100,7 +100,7 @@ def lif_step(
     alpha, beta, threshold = params
     u = alpha * u + x
     h = beta * v + u
-    s = rule.spike(h - threshold)
+    s = rule.spike(h - threshold).to(h.dtype)  # snntorch gives float32
     return s, u, after_spike(h, s, threshold, rule)
 
 
