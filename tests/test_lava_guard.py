@@ -36,7 +36,7 @@ def target(name: str) -> str:
 
 @pytest.fixture
 def own_tmp(tmp_path, monkeypatch):
-    """A short temporary folder of this test's own, after pytest's; a run may leave nothing in it."""
+    """A short temporary folder of this test's own, after pytest's; runs leave nothing in it."""
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     runs: list[str] = []

@@ -1,0 +1,56 @@
+# make .venv: the environment.  make demo: the whole pipeline on scikit-learn's digits.  make help: the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LAVA_STAMP := $(VENV)/.lava
+LAVA := lava-nc==0.10.0 lava-dl==0.6.0
+
+.PHONY: help .venv lava demo test check conformance bench golden clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z.]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.venv: $(STAMP)  ## the environment, Lava included where it can be installed (PYTHON=python3.12 chooses)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	@touch $@
+	@$(MAKE) --no-print-directory lava || true
+
+# The two packages ask for Python 3.10, numpy 1 and torch 2.3. What they need of the rest is in pyproject.toml, and
+# ranvier.deploy.lava_compat mends what newer versions break, so that one command serves every Python.
+lava: $(STAMP)  ## only Lava, into the environment
+	@$(MAKE) --no-print-directory $(LAVA_STAMP) || { \
+	  echo 'ranvier: Lava could not be installed, so that its column stays empty; `make lava` tries again.'; exit 1; }
+
+$(LAVA_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python $(LAVA)
+	@touch $@
+
+demo: $(STAMP)  ## train, export, compile, run, compare; writes report.html
+	$(BIN)/ranvier demo
+
+test: $(STAMP)  ## the tests; ARGS='-k lava' chooses
+	$(BIN)/python -m pytest -m 'not gpu and not slow' -n 2 $(ARGS)
+
+check: $(STAMP)  ## ruff, formatting, mypy, the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) --no-print-directory test
+
+conformance: $(STAMP)  ## random Programs in Lava and in the reference: the long run
+	$(BIN)/python -m pytest tests/conformance -m 'slow or not slow' $(ARGS)
+
+bench: $(STAMP)  ## benchmarks, each with its equality check first
+	$(BIN)/ranvier bench $(ARGS)
+
+golden: $(STAMP)  ## write the golden files anew
+	$(BIN)/python -m pytest tests -k golden --golden $(ARGS)
+
+clean:  ## everything that make made
+	rm -rf $(VENV) build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
