@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranvier.export.graph import Graph
-from ranvier.export.graph_file import _digest
+from ranvier.export.documents import content_digest
 from ranvier.export.neurons import IF, LI, LIF, MODELS, CubaLI, CubaLIF, SlidingWindow, Threshold
 from ranvier.export.nodes import (
     NODES,
@@ -160,13 +160,13 @@ def rewrite(path: Path, change: object) -> None:
         del file["document"]
         file["document"] = np.frombuffer(text, dtype=np.uint8)
         arrays = {k: file["arrays"][k][()] for k in file["arrays"]}
-        file.attrs["digest"] = _digest(text, arrays)
+        file.attrs["digest"] = content_digest(text, arrays)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: d["nodes"][1].update(type="Exec"), "type 'Exec'"),
+        (lambda d: d["nodes"][1].update({"$class": "Exec"}), "class 'Exec'"),
         (lambda d: d["nodes"][1]["fields"].update(stride={"$tuple": ["1", 1]}), "'stride'"),
         (lambda d: d["nodes"][1]["fields"].update(groups=0), "conv|zero|modulo"),
         (
@@ -176,7 +176,7 @@ def rewrite(path: Path, change: object) -> None:
         (lambda d: d["nodes"][1]["fields"].update(weight=None), "'weight' is None"),
         (lambda d: d["nodes"][1]["fields"].update(extra=1), "unknown field 'extra'"),
         (lambda d: d["nodes"][1]["fields"].pop("weight"), "lacks its field 'weight'"),
-        (lambda d: d["nodes"][3]["fields"]["model"].update({"$model": "Bomb"}), "'Bomb'"),
+        (lambda d: d["nodes"][3]["fields"]["model"].update({"$class": "Bomb"}), "'Bomb'"),
         (lambda d: d["nodes"][12]["fields"].update(function="os.system"), "'function'"),
         (lambda d: d["nodes"].pop(0), "'input', which is no node"),
         (lambda d: d.update(nodes=3), "lists no nodes"),

@@ -1,0 +1,466 @@
+"""source Graph -> lowered Graph: every population fed by one sum of linear maps from populations.
+
+Each node's value is kept as a sum of terms (a linear map of what one population sends) plus a constant
+field. Linear nodes act on every term; a neuron makes a population of its sum; a join of spikes that is
+not linear (or, and, iand, max) makes a population of memoryless threshold neurons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from typing_extensions import assert_never
+
+from ranvier.export.graph import Graph
+from ranvier.export.linear import (
+    ConvLin,
+    DenseLin,
+    DiagLin,
+    Linear,
+    add_maps,
+    compose,
+    identity,
+    image,
+    size,
+)
+from ranvier.export.neurons import LI, CubaLI, Relay, SlidingWindow, Threshold
+from ranvier.export.nodes import (
+    Conv,
+    Delay,
+    Dense,
+    Flatten,
+    Input,
+    Join,
+    Neuron,
+    Node,
+    Norm,
+    Opaque,
+    Output,
+    Pool,
+    Scale,
+    Shape,
+    Subsample,
+    Upsample,
+)
+from ranvier.train.errors import UnsupportedError
+
+Joins: TypeAlias = Literal["linear", "graded"]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """map of what `source` sent `lag` steps ago; `origin` are the nodes whose weights it holds."""
+
+    source: str
+    lag: int
+    map: Linear
+    origin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A sum of terms plus a constant (of `shape`, zero if None)."""
+
+    terms: tuple[Term, ...]
+    shape: Shape
+    const: np.ndarray | None = None
+
+    def mapped(self, linear: Linear, shape: Shape, name: str, weighted: bool) -> Value:
+        terms = tuple(
+            Term(t.source, t.lag, compose(linear, t.map, name), t.origin + (name,) * weighted)
+            for t in self.terms
+        )
+        const = None if self.const is None else linear.apply(self.const).reshape(shape)
+        return Value(terms, shape, const)
+
+    def plus(self, constant: np.ndarray | None) -> Value:
+        if constant is None:
+            return self
+        field = np.broadcast_to(np.asarray(constant, np.float64), self.shape)
+        return replace(self, const=field if self.const is None else self.const + field)
+
+
+def lower(graph: Graph, joins: str = "linear") -> Graph:
+    """The lowered graph, with equal output.
+
+    joins  linear: sums of spikes and of currents are pushed through what follows them (more synapses,
+           binary messages); graded: a sum that is used by more than one neuron becomes a population
+           of relays that send it as a value
+    Raises UnsupportedError naming the node that has no place in a lowered graph.
+    """
+    if graph.spec == "lowered":
+        return graph
+    if joins not in ("linear", "graded"):
+        raise UnsupportedError(f"lowering: joins '{joins}' is neither linear nor graded")
+    return _Lowering(graph, joins).result()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, joins: str) -> None:
+        from ranvier.export.domains import infer_domains
+
+        self.graph, self.joins = graph, joins
+        self.domains = infer_domains(graph)
+        self.nodes: dict[str, Node] = {}
+        self.values: dict[str, Value] = {}
+        self.late: list[tuple[Delay, Neuron | Input]] = []
+
+    def result(self) -> Graph:
+        for node in self.graph:
+            self.values[node.name] = self.value(node)
+        return Graph.of(
+            list(self.nodes.values()),
+            steps=self.graph.steps,
+            dt=self.graph.dt,
+            spec="lowered",
+            meta=self.graph.meta,
+        )
+
+    def value(self, node: Node) -> Value:
+        """What a source node means, as a sum of terms; emits populations on the way."""
+        shape = self.graph.shapes[node.name]
+        into = [self.values[i] for i in node.inputs] if not isinstance(node, Delay) else []
+        match node:
+            case Input():
+                self.nodes[node.name] = node
+                return self.sent(node.name, shape)
+            case Conv():
+                linear = conv_map(node, into[0].shape)
+                bias = None if node.bias is None else node.bias.reshape(-1, *[1] * (len(shape) - 1))
+                return into[0].mapped(linear, shape, node.name, True).plus(bias)
+            case Dense():
+                return self.dense(node, into[0], shape)
+            case Pool():
+                return self.pool(node, into[0], shape)
+            case Flatten():
+                const = into[0].const
+                return Value(into[0].terms, shape, None if const is None else const.reshape(shape))
+            case Norm():
+                factor = node.gamma / np.sqrt(np.asarray(node.var, np.float64) + node.eps)
+                shift = node.beta - factor * node.mean
+                axes = (-1, *[1] * (len(shape) - 1))
+                scaled = DiagLin(factor.reshape(axes), shape)
+                return into[0].mapped(scaled, shape, node.name, False).plus(shift.reshape(axes))
+            case Scale():
+                scaled = DiagLin(np.asarray(node.scale, np.float64), shape)
+                return into[0].mapped(scaled, shape, node.name, False).plus(node.shift)
+            case Subsample():
+                return into[0].mapped(subsample_map(node, into[0].shape), shape, node.name, False)
+            case Upsample():
+                matrix = upsample_map(node, into[0].shape)
+                return into[0].mapped(matrix, shape, node.name, False)
+            case Join():
+                return self.join(node, into, shape)
+            case Neuron():
+                return self.neuron(node, into[0], shape)
+            case Delay():
+                return self.delay(node)
+            case Output():
+                return self.output(node, into[0], shape)
+            case Opaque():
+                raise UnsupportedError(
+                    f"lowering: '{node.name}' is {node.kind}: {node.reason}. `ranvier lint` lists all "
+                    "such nodes with what can be done about each"
+                )
+            case _:
+                assert_never(node)
+
+    @staticmethod
+    def sent(name: str, shape: Shape) -> Value:
+        return Value((Term(name, 0, identity(shape)),), shape)
+
+    def dense(self, node: Dense, into: Value, shape: Shape) -> Value:
+        if len(shape) != 1:
+            raise UnsupportedError(
+                f"lowering: Dense '{node.name}' acts on the last axis of {into.shape} (tokens); "
+                "only vectors are mapped. Flatten first, or write it as a 1x1 convolution"
+            )
+        linear = DenseLin(np.asarray(node.weight, np.float64))
+        return into.mapped(linear, shape, node.name, True).plus(node.bias)
+
+    def pool(self, node: Pool, into: Value, shape: Shape) -> Value:
+        channels = into.shape[0]
+        one = len(node.kernel) == 1
+        kernel = (1, *node.kernel) if one else node.kernel
+        stride = (1, *node.stride) if one else node.stride
+        padding = (0, *node.padding) if one else node.padding
+        share = 1.0 / float(np.prod(kernel)) if node.op == "avg" else 1.0
+        ones = np.full((channels, 1, *kernel), share)
+        linear = ConvLin(ones, image(into.shape), stride, padding, (1, 1), channels)
+        if node.op != "max":
+            return into.mapped(linear, shape, node.name, False)
+        self.need_spikes(node, node.inputs[0], "a maximum over a window")
+        any_spike = into.mapped(linear, shape, node.name, False)
+        return self.populate(Neuron(name=node.name, model=Threshold()), any_spike)
+
+    def need_spikes(self, node: Node, source: str, what: str) -> None:
+        domain = self.domains[source]
+        if domain.kind != "binary":
+            raise UnsupportedError(
+                f"lowering: '{node.name}' takes {what} of '{source}', whose values are {domain.kind}; "
+                "on the chip this is a logic neuron and needs spikes. Move it behind the neuron"
+            )
+
+    def join(self, node: Join, into: list[Value], shape: Shape) -> Value:
+        op = node.op
+        if op == "cat":
+            return self.concatenate(node, into, shape)
+        if op == "add":
+            total = add_values(into, shape)
+            return self.relayed(node, total) if self.joins == "graded" else total
+        for source in node.inputs:
+            self.need_spikes(node, source, f"'{op}'")
+        if op == "iand":
+            signs, threshold = [-1.0, 1.0], 0.0
+        else:
+            signs = [1.0] * len(into)
+            threshold = len(into) - 1.0 if op in ("and", "mul") else 0.0
+        signed = [
+            v.mapped(DiagLin(np.asarray(s), shape), shape, node.name, False)
+            for v, s in zip(into, signs, strict=True)
+        ]
+        logic = Neuron(name=node.name, model=Threshold(v_threshold=threshold))
+        return self.populate(logic, add_values(signed, shape))
+
+    def relayed(self, node: Join, total: Value) -> Value:
+        """A relay population for a sum that feeds more than one neuron; else the sum itself."""
+        users = self.graph.consumers[node.name]
+        if len(users) == 1 and isinstance(self.graph[users[0]], (Neuron, Output)):
+            return total
+        relay = Neuron(name=node.name, model=Relay())
+        sent = self.populate(relay, replace(total, const=None))
+        return sent.plus(total.const)
+
+    def concatenate(self, node: Join, into: list[Value], shape: Shape) -> Value:
+        if node.axis != 0:
+            raise UnsupportedError(f"lowering: '{node.name}' concatenates along axis {node.axis}; only 0")
+        terms: list[Term] = []
+        const = np.zeros(shape)
+        start = 0
+        for value in into:
+            rows = np.zeros((shape[0], value.shape[0], 1, 1))
+            rows[start : start + value.shape[0], :, 0, 0] = np.eye(value.shape[0])
+            placed: Linear = ConvLin(rows, image(value.shape))
+            if len(shape) == 1:
+                placed = DenseLin(rows[:, :, 0, 0])
+            terms += value.mapped(placed, shape, node.name, False).terms
+            if value.const is not None:
+                const[start : start + value.shape[0]] = value.const
+            start += value.shape[0]
+        return Value(merged(terms), shape, const if const.any() else None)
+
+    def neuron(self, node: Neuron, into: Value, shape: Shape) -> Value:
+        if isinstance(node.model, SlidingWindow):
+            into = self.windowed(node, node.model, into)
+            model = Threshold(v_threshold=node.model.v_threshold, strict=node.model.strict)
+            return self.populate(replace(node, model=model, inputs=()), into)
+        return self.populate(replace(node, inputs=()), into)
+
+    def windowed(self, node: Neuron, model: SlidingWindow, into: Value) -> Value:
+        """The sum over the last k inputs as k projections with lags 0..k-1."""
+        if into.const is not None and np.any(into.const):
+            into = self.with_bias_neuron(node, into)
+        terms = [
+            Term(t.source, t.lag + lag, compose(_times(w, t.map.out_shape), t.map, node.name), t.origin)
+            for lag, w in enumerate(model.taps[::-1])
+            for t in into.terms
+        ]
+        return Value(tuple(terms), into.shape)
+
+    def with_bias_neuron(self, node: Neuron, into: Value) -> Value:
+        """The constant as a projection from one neuron that fires in every step from the first on."""
+        entry = self.graph.inputs[0]
+        quiet = Term(entry.name, 0, DenseLin(np.zeros((1, size(entry.shape)))))
+        name = f"{node.name}/ones"
+        one = Neuron(name=name, model=Threshold(v_threshold=0.5), bias=np.ones(1))
+        self.populate(one, Value((quiet,), (1,)))
+        assert into.const is not None
+        column = DenseLin(into.const.reshape(-1, 1))
+        return Value((*into.terms, Term(name, 0, column, (f"{node.name}/bias",))), into.shape)
+
+    def delay(self, node: Delay) -> Value:
+        source = self.graph[node.inputs[0]]
+        if isinstance(source, (Input, Neuron)):
+            return Value((Term(source.name, node.steps, identity(node.shape)),), node.shape)
+        past = self.values.get(source.name)
+        if past is None or past.const is not None:
+            raise UnsupportedError(
+                f"lowering: Delay '{node.name}' holds '{source.name}', which is no population; "
+                "delay the spikes that it comes from"
+            )
+        return replace(past, terms=tuple(replace(t, lag=t.lag + node.steps) for t in past.terms))
+
+    def output(self, node: Output, into: Value, shape: Shape) -> Value:
+        source = self.graph[node.inputs[0]]
+        is_population = source.name in self.nodes and isinstance(self.nodes[source.name], Neuron)
+        if node.observe != "out" and not isinstance(source, Neuron):
+            raise UnsupportedError(f"lowering: output '{node.name}' observes a state of '{source.name}'")
+        name = source.name
+        if not is_population:
+            name = f"{node.name}/readout"
+            self.populate(Neuron(name=name, model=Relay()), into)
+        self.nodes[node.name] = replace(node, inputs=(name,))
+        return self.sent(name, shape)
+
+    def populate(self, neuron: Neuron, value: Value) -> Value:
+        """Emits the maps of `value`, their sum, and the population; its value is what it sends."""
+        bias = value.const
+        branches = [
+            self.emit(term, neuron.name, value.shape)
+            for term in merged(list(value.terms))
+            if not _dead(term) or len(value.terms) == 1
+        ]
+        joined = Join(name=f"{neuron.name}/sum", inputs=tuple(branches), op="add")
+        if bias is not None:
+            old = 0.0 if neuron.bias is None else neuron.bias
+            neuron = replace(neuron, bias=_narrow(bias + old))
+        self.nodes[joined.name] = joined
+        self.nodes[neuron.name] = replace(neuron, inputs=(joined.name,))
+        return self.sent(neuron.name, value.shape)
+
+    def emit(self, term: Term, target: str, shape: Shape) -> str:
+        """The node of one term; gives the name that the target takes."""
+        source = self.delayed(term)
+        origin = term.origin[-1] if term.origin else f"{term.source}>{target}"
+        name = origin if origin not in self.nodes else f"{origin}[{term.source}>{target}]"
+        while name in self.nodes:
+            name += "'"
+        meta = {"origin": list(term.origin), "weighted": bool(term.origin)}
+        shapes = self.graph.shapes
+        held = self.nodes[term.source]
+        source_shape = shapes.get(term.source) or (1,)
+        if isinstance(held, Neuron) and held.name.endswith("/ones"):
+            source_shape = (1,)
+        linear = _plain_form(term.map)
+        made: Shape
+        if isinstance(linear, ConvLin) and len(source_shape) in (2, 3):
+            node: Node = conv_node(name, source, linear, len(source_shape), meta)
+            made = linear.out_shape if len(source_shape) == 3 else (linear.out_shape[0], linear.out_shape[2])
+        elif isinstance(linear, DiagLin) and linear.shape == source_shape:
+            node = Scale(name=name, inputs=(source,), scale=_narrow(linear.scale), meta=meta)
+            made = linear.shape
+        else:
+            matrix = linear if isinstance(linear, DenseLin) else _matrix(linear, size(source_shape))
+            flat = self.flat(source, source_shape)
+            node = Dense(name=name, inputs=(flat,), weight=_narrow(matrix.weight), meta=meta)
+            made = matrix.out_shape
+        self.nodes[name] = node
+        return name if made == shape else self.reshaped(name, made, shape)
+
+    def reshaped(self, name: str, made: Shape, wanted: Shape) -> str:
+        if len(wanted) != 1:
+            raise UnsupportedError(
+                f"lowering: '{name}' gives {made} where {wanted} is needed; only flattening is mapped"
+            )
+        self.nodes[f"{name}/flat"] = Flatten(name=f"{name}/flat", inputs=(name,))
+        return f"{name}/flat"
+
+    def flat(self, source: str, shape: Shape) -> str:
+        if len(shape) == 1:
+            return source
+        name = f"{source}/flat"
+        if name not in self.nodes:
+            self.nodes[name] = Flatten(name=name, inputs=(source,))
+        return name
+
+    def delayed(self, term: Term) -> str:
+        if term.lag == 0:
+            return term.source
+        name = f"{term.source}@{term.lag}"
+        if name not in self.nodes:
+            shape = self.graph.shapes.get(term.source, (1,))
+            self.nodes[name] = Delay(name=name, inputs=(term.source,), steps=term.lag, shape=shape)
+        return name
+
+
+def _times(w: float, shape: Shape) -> DiagLin:
+    return DiagLin(np.asarray(float(w)), shape)
+
+
+def _dead(term: Term) -> bool:
+    weight = term.map.scale if isinstance(term.map, DiagLin) else term.map.weight
+    return not np.any(weight)
+
+
+def _narrow(a: np.ndarray) -> np.ndarray:
+    return np.asarray(a, np.float32)
+
+
+def _plain_form(linear: Linear) -> Linear:
+    """A pointwise convolution that only scales channels, as the one-to-one map that it is."""
+    if isinstance(linear, ConvLin) and linear.pointwise and linear.stride == (1, 1):
+        depthwise = linear.groups == linear.in_shape[0] == linear.weight.shape[0]
+        if depthwise:
+            return DiagLin(linear.weight.reshape(-1, 1, 1), linear.in_shape)
+    return linear
+
+
+def _matrix(linear: Linear, columns: int) -> DenseLin:
+    return DenseLin(linear.apply(np.eye(columns)).reshape(columns, -1).T)
+
+
+def conv_node(name: str, source: str, c: ConvLin, axes: int, meta: dict[str, object]) -> Conv:
+    """A Conv of a map; one-dimensional where the source is a sequence (C, L)."""
+    weight = _narrow(c.weight)
+    if axes == 3:
+        return Conv(
+            name=name, inputs=(source,), weight=weight, stride=c.stride, padding=c.padding,
+            dilation=c.dilation, groups=c.groups, meta=meta,
+        )
+    return Conv(
+        name=name, inputs=(source,), weight=weight[:, :, 0], stride=c.stride[1:],
+        padding=c.padding[1:], dilation=c.dilation[1:], groups=c.groups, meta=meta,
+    )
+
+
+def conv_map(node: Conv, shape: Shape) -> ConvLin:
+    """A Conv node as a map on images (C, H, W)."""
+    weight = np.asarray(node.weight, np.float64)
+    if weight.ndim == 3:
+        one = (1, *node.stride), (0, *node.padding), (1, *node.dilation)
+        return ConvLin(weight[:, :, None], image(shape), *one, node.groups)
+    pair = [(a[0], a[1]) for a in (node.stride, node.padding, node.dilation)]
+    return ConvLin(weight, image(shape), pair[0], pair[1], pair[2], node.groups)
+
+
+def subsample_map(node: Subsample, shape: Shape) -> ConvLin:
+    before, after = node.pad_channels
+    weight = np.zeros((before + shape[0] + after, shape[0], 1, 1))
+    weight[before : before + shape[0], :, 0, 0] = np.eye(shape[0])
+    stride = node.stride if len(node.stride) == 2 else (1, node.stride[0])
+    return ConvLin(weight, image(shape), (stride[0], stride[1]))
+
+
+def upsample_map(node: Upsample, shape: Shape) -> DenseLin:
+    rows = np.eye(size(shape)).reshape(-1, *shape)
+    for axis, factor in enumerate(node.factor):
+        rows = np.repeat(rows, factor, 2 + axis)
+    return DenseLin(rows.reshape(size(shape), -1).T)
+
+
+def add_values(values: list[Value], shape: Shape) -> Value:
+    terms = merged([t for v in values for t in v.terms])
+    consts = [v.const for v in values if v.const is not None]
+    return Value(terms, shape, sum(consts[1:], consts[0]) if consts else None)
+
+
+def merged(terms: list[Term]) -> tuple[Term, ...]:
+    """Terms with the same source, lag, geometry and origin become one (h + h is 2h)."""
+    kept: list[Term] = []
+    for term in terms:
+        for i, other in enumerate(kept):
+            if (other.source, other.lag, other.origin) == (term.source, term.lag, term.origin):
+                both = add_maps(other.map, term.map)
+                if both is not None:
+                    kept[i] = replace(other, map=both)
+                    break
+        else:
+            kept.append(term)
+    return tuple(kept)
+
+
+def readout_model(model: object) -> bool:
+    """Whether a neuron only integrates (LI, CUBA LI)."""
+    return isinstance(model, (LI, CubaLI))
