@@ -18,11 +18,11 @@ Array: TypeAlias = Any  # numpy array or torch tensor
 Param: TypeAlias = "float | np.ndarray"
 State: TypeAlias = "dict[str, Array]"
 Reset: TypeAlias = Literal["zero", "subtract", "none"]
-Timing: TypeAlias = Literal["immediate", "delayed", "carry"]
+Timing: TypeAlias = Literal["immediate", "delayed", "carry", "discard"]
 Decay: TypeAlias = Literal["euler", "exponential", "given"]
 
 RESETS = ("zero", "subtract", "none")
-TIMINGS = ("immediate", "delayed", "carry")
+TIMINGS = ("immediate", "delayed", "carry", "discard")
 
 
 def like(param: Param, x: Array) -> Array:
@@ -81,7 +81,9 @@ class Membrane(NeuronModel):
     timing  immediate: the reset acts in the step of the spike (the textbook rule, and the chip's);
             delayed: v is kept before its reset, which acts at the start of the next step
             (snntorch's default, reset_delay=True); carry: snntorch's reset_delay=False, where a v
-            still above threshold after its reset is lowered before the next step's comparison.
+            still above threshold after its reset is lowered before the next step's comparison;
+            discard: as delayed, but "zero" throws away the next step's input too, as snntorch's
+            Synaptic, Lapicque, RLeaky and RSynaptic do (its Leaky does not).
     decay   how beta came from a time constant; `given` where it was not.
     """
 
@@ -125,8 +127,10 @@ class Membrane(NeuronModel):
         h = self.leaked(v) + gained
         if self.reset == "subtract" and self.timing != "immediate":
             h = h - late * threshold
+        if self.reset == "zero" and self.timing == "discard":
+            h = choose(self.fires(v), v_reset, h, h)
         spikes = to_float(self.fires(h), h)
-        if self.reset == "none" or self.timing == "delayed":
+        if self.reset == "none" or self.timing in ("delayed", "discard"):
             return spikes, h
         if self.reset == "zero":
             return spikes, choose(self.fires(h), v_reset, h, h)
