@@ -172,7 +172,7 @@ def _tensor(a: np.ndarray | None, like: Tensor, tail: int = 0) -> Any:
     if a is None:
         return None
     t = torch.as_tensor(np.asarray(a), dtype=like.dtype, device=like.device)
-    return t.reshape(*t.shape, *[1] * tail)
+    return t.reshape((*t.shape, *[1] * tail))
 
 
 def apply(node: Node, sources: list[Tensor]) -> Tensor:
