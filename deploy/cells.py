@@ -112,11 +112,8 @@ class Cell:
             return {"subtract": "subtractive reset", "none": "no reset"}[self.reset]
         if self.v_reset != 0:
             return "reset to a value other than zero"
-        if self.timing == "delayed":
-            return None  # same spikes as immediate where v_reset is 0; states differ only when recorded
-        if not self.strict:
-            return "fires at the threshold itself"
-        return None
+        # A delayed reset to 0 gives the same spikes as an immediate one; only a recorded v differs.
+        return None if self.strict else "fires at the threshold itself"
 
     def initial(self, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
         """(u, v) before the first step, zero."""
