@@ -1,4 +1,4 @@
-"""Augmentation of a batch, drawn from a generator of its own: the same batch gets the same draw after a resume."""
+"""Augmentation of a batch, drawn from its own generator, so that a resume repeats the draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def augment(x: Tensor, kind: str, generator: Generator) -> Tensor:
 
     shift        moved by up to 2 pixels
     flip-crop    moved by up to 4 pixels and mirrored for half of the samples
-    randaugment  flip-crop, then two random operations of torchvision's RandAugment (needs torchvision)
+    randaugment  flip-crop, then two random operations of torchvision's RandAugment (needs
+                 torchvision)
     events       moved by up to 1/10 of the width and mirrored for half of the samples
     """
     match kind:
@@ -58,7 +59,7 @@ def flip(x: Tensor, generator: Generator) -> Tensor:
 def mix(
     x: Tensor, y: Tensor, n_classes: int, mixup: float, cutmix: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """(x, probabilities [B, n_classes]) with each sample blended with another (mixup) or patched by it (cutmix).
+    """(x, probabilities [B, n_classes]), each sample blended with or patched by another.
 
     Where both are on, each batch gets one of them. Beta(a, a) is drawn through two Gammas.
     Source: Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (cutmix).
@@ -97,7 +98,8 @@ def _rand_augment(x: Tensor, generator: Generator) -> Tensor:
         from torchvision.transforms import v2
     except ImportError:
         raise UnsupportedError(
-            "train: augment='randaugment' needs torchvision: pip install 'ranvier[vision]', or use 'flip-crop'"
+            "train: augment='randaugment' needs torchvision: pip install 'ranvier[vision]', or"
+            " use 'flip-crop'"
         ) from None
     seed = int(torch.randint(0, 2**31, (), generator=generator))
     transform = v2.RandAugment(num_ops=2, magnitude=9)

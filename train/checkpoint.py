@@ -1,6 +1,7 @@
-"""Checkpoints without pickle: one safetensors file, whose header carries everything that is no tensor as JSON.
+"""Checkpoints without pickle: one safetensors file, with what is no tensor as JSON in its header.
 
-One file, since two could not be replaced in one step: a training killed at any moment leaves the old or the new
+One file, since two could not be replaced in one step: a training killed at any moment leaves the
+old or the new
 checkpoint, never half of each.
 """
 
@@ -32,7 +33,8 @@ class Checkpoint:
     """Everything a training needs to continue to the bit.
 
     tensors  flat name -> tensor: model.*, ema.*, optimizer.<index>.<key>, rng.*
-    meta     JSON values: epoch, batch, step, history, running sums, optimizer groups, RNG positions, settings
+    meta     JSON values: epoch, batch, step, history, running sums, optimizer groups, RNG
+             positions, settings
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -50,9 +52,10 @@ class Checkpoint:
 def write_tensors(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
-    """Writes a safetensors file with `meta` as JSON in its header, atomically and through to the disk.
+    """Writes a safetensors file with `meta` as JSON in its header, whole and through to the disk.
 
-    Raises RanvierError where it cannot be written (a full disk); the old file then stands untouched.
+    Raises RanvierError where it cannot be written (a full disk); the old file then stands
+    untouched.
     """
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     content = to_bytes(plain, {HEADER: json.dumps({"format": FORMAT, **meta})})
@@ -63,7 +66,10 @@ def write_tensors(
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, meta) of a safetensors file. Raises FormatError where it is missing, damaged or of another kind."""
+    """(tensors, meta) of a safetensors file.
+
+    Raises FormatError where it is missing, damaged or of another kind.
+    """
     path = Path(path)
     if not path.is_file():
         raise FormatError(f"train: there is no file '{path}'")
@@ -92,10 +98,11 @@ def save_weights(
 
 
 def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fills net with the weights in `path`, every one and nothing else; returns the JSON of the file's header.
+    """Fills net with the weights in `path`, all and nothing else; returns the header's JSON.
 
     Half-precision weights are widened to net's own type.
-    Raises FormatError naming the file and the first tensor that differs where the file is of another model.
+    Raises FormatError naming the file and the first tensor that differs where the file is of
+    another model.
     """
     tensors, meta = read_tensors(path)
     fill(net, tensors, path)
@@ -103,11 +110,15 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Copies `tensors` into net's state. Raises FormatError, before anything is changed, unless names and shapes fit."""
+    """Copies `tensors` into net's state.
+
+    Raises FormatError, before anything is changed, unless all names and shapes fit.
+    """
     own = net.state_dict()
     if (problem := first_difference(own, tensors)) is not None:
         raise FormatError(
-            f"train: '{path}' holds the weights of another model than {type(net).__name__}: {problem}. "
+            f"train: '{path}' holds the weights of another model than {type(net).__name__}:"
+            f" {problem}. "
             "Rebuild the model with the configuration saved beside the file (run.json)"
         )
     with torch.no_grad():
@@ -116,7 +127,7 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str
 
 
 def first_difference(own: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
-    """The first tensor, in the model's order, that is missing, unexpected or of another shape; None if all fit."""
+    """The first tensor that is missing, unexpected or of another shape; None if all fit."""
     for name, value in own.items():
         if name not in found:
             return f"'{name}' {tuple(value.shape)} is missing"
@@ -129,7 +140,7 @@ def first_difference(own: dict[str, Tensor], found: dict[str, Tensor]) -> str | 
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in name order: equal digests mean equal weights to the bit."""
+    """SHA-256 over names, types, shapes and bytes: equal digests mean weights equal to the bit."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
@@ -138,11 +149,12 @@ def state_digest(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# ---- optimizer ------------------------------------------------------------------------------------------------------
+# ---- optimizer ---------------------------------------------------------------------------------
+# ---------------------
 
 
 def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, JSON) of an optimizer's state; momentum and the like as tensors, group settings as JSON."""
+    """(tensors, JSON) of an optimizer: momentum and the like, and the settings of its groups."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -166,7 +178,8 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-# ---- random numbers -------------------------------------------------------------------------------------------------
+# ---- random numbers ----------------------------------------------------------------------------
+# ---------------------
 
 
 def rng_parts() -> tuple[dict[str, Tensor], dict[str, Any]]:

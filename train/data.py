@@ -1,6 +1,7 @@
 """Data sets as tensors in memory: images, event recordings and per-step sequences.
 
-A set is a plain value: `x` is what the network sees, `y` the labels. Small sets need no worker processes: a batch is
+A set is a plain value: `x` is what the network sees, `y` the labels. Small sets need no worker
+processes: a batch is
 one indexing operation.
 """
 
@@ -30,7 +31,8 @@ IGNORE = -1  # label of a step that counts neither in the loss nor in the accura
 class Dataset(torch.utils.data.Dataset):
     """Samples and labels of one split.
 
-    x         [N, C, H, W] for images, [N, T, ...] where `timed`; float32, or uint8 / int8 for spikes 0, 1, -1
+    x         [N, C, H, W] for images, [N, T, ...] where `timed`; float32, or uint8 / int8 for
+              spikes 0, 1, -1
     y         int64 [N], or [N, T] with one label a step (IGNORE = no label)
     n_classes number of classes
     name      the set's name
@@ -67,7 +69,7 @@ class Dataset(torch.utils.data.Dataset):
         return self.x[index], self.y[index]
 
     def batch(self, index: Tensor | slice | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(x, y) of the samples in `index`; x is float32, [B, C, H, W] or, where timed, [T, B, ...]; y is [B] or [T, B]."""
+        """(x, y) of some samples: x float32 [B, C, H, W], timed [T, B, ...]; y [B] or [T, B]."""
         x, y = self.x[index], self.y[index]
         if self.timed:
             x = x.transpose(0, 1).contiguous()
@@ -95,21 +97,25 @@ def load_dataset(
 ) -> Dataset:
     """The data set `name`, as tensors in memory.
 
-    name      digits (always there), mnist, fashion_mnist, cifar10, cifar100; nmnist, dvs_gesture, ecg;
+    name      digits (always there), mnist, fashion_mnist, cifar10, cifar100; nmnist, dvs_gesture,
+              ecg;
               cifar10_dvs, dvs128_gesture, ncaltech101, shd (through tonic)
     data_dir  folder with the data; None: the environment variable RANVIER_DATA
     split     train, test or all
     steps     time bins of an event set (default 8); steps of a spike encoding
-    size      height and width: larger pads with zeros, smaller averages (images) or merges pixels (events)
+    size      height and width: larger pads with zeros, smaller averages (images) or merges pixels
+              (events)
     encoding  direct, rate, latency or delta (train/encode.py)
     download  fetch missing files (image sets: with checksum; event sets: through tonic)
     limit     keep the first `limit` samples
     bins      event sets: equal `number` of events or equal `time` a bin
     seed      of the random rate code
 
-    Images are float32 in [0, 1] without mean subtraction, so a pixel is exactly k/255 (digits: k/16) and the chip
+    Images are float32 in [0, 1] without mean subtraction, so a pixel is exactly k/255 (digits:
+    k/16) and the chip
     can be given the 8-bit k itself.
-    Raises DataError where files are missing or unreadable, naming the places looked at and the file wanted.
+    Raises DataError where files are missing or unreadable, naming the places looked at and the file
+    wanted.
     """
     from ranvier.train.encode import encode
 
@@ -143,7 +149,7 @@ def _check(name: str, split: str, limit: int | None) -> None:
 
 
 def missing(name: str, folder: Path | None, wanted: Sequence[str], how: str) -> DataError:
-    """The error for a set that is not there: where it was looked for, what is wanted, how to get it."""
+    """The error for an absent set: where it was looked for, what is wanted, how to get it."""
     if folder is None:
         where = "no folder was given: pass --data DIR (data_dir=) or set RANVIER_DATA"
     elif not folder.is_dir():
@@ -153,7 +159,8 @@ def missing(name: str, folder: Path | None, wanted: Sequence[str], how: str) -> 
     return DataError(f"data: '{name}' is missing: {where}; wanted {' or '.join(wanted)}. {how}")
 
 
-# ---- images ---------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------
+# ---------------------
 
 
 def _images(
@@ -173,7 +180,7 @@ def _images(
 
 
 def _digits(split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """scikit-learn's 1,797 8x8 digits: 1,437 to train on, 360 to test on, stratified, always the same."""
+    """scikit-learn's 1,797 8x8 digits: 1,437 to train on and 360 to test on, stratified."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -187,7 +194,7 @@ def _digits(split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def resize_images(x: Tensor, size: int) -> Tensor:
-    """x [N, C, H, W] at size x size: padded with zeros all around, or averaged down and rounded to k/255.
+    """x [N, C, H, W] at size x size: padded with zeros, or averaged down and rounded to k/255.
 
     Raises RangeError unless size >= 1.
     """
@@ -205,6 +212,7 @@ def require_timed(data: Dataset, what: str) -> None:
     """Raises UnsupportedError unless `data` has a time axis."""
     if not data.timed:
         raise UnsupportedError(
-            f"data: {what} needs a time axis, and '{data.name}' holds still images; use an event set, "
+            f"data: {what} needs a time axis, and '{data.name}' holds still images; use an"
+            f" event set, "
             "or encoding='rate' or 'latency'"
         )

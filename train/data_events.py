@@ -1,6 +1,7 @@
-"""Event recordings and per-step sequences, integrated into frames [N, T, C, H, W] or given as they are [N, T, C, 1, 1].
+"""Event recordings as frames [N, T, C, H, W], and sequences with a label a step [N, T, C, 1, 1].
 
-A frame counts the events of each pixel and polarity in one time bin, so the sum over all bins is the number of events,
+A frame counts the events of each pixel and polarity in one time bin, so the sum over all bins is
+the number of events,
 whatever `steps`, `bins` and (up to the sensor's size) `size` are.
 """
 
@@ -21,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Events:
-    """Events of one recording: x, y in pixels, polarity 0 or 1, t in microseconds; equally long, ordered in time."""
+    """Events of one recording in order of time: x, y in pixels, polarity 0 or 1, t in us."""
 
     x: Array
     y: Array
@@ -60,7 +61,7 @@ def load_events(
     bins: str = "number",
     download: bool = False,
 ) -> Dataset:
-    """An event set as frames, float32 [N, steps, C, H, W]; shd is [N, steps, 1, 1, 700], ecg [N, 1301, 4, 1, 1].
+    """An event set, float32 [N, steps, C, H, W]; shd [N, steps, 1, 1, 700], ecg [N, 1301, 4, 1, 1].
 
     Raises DataError where the files are missing, RangeError for an impossible steps, size or bins.
     """
@@ -91,7 +92,8 @@ def integrate(
 ) -> Array:
     """Event counts, float32 [steps, polarities, H, W]; H, W = height, width, or size, size.
 
-    bins  number: bin i holds events n*i/steps .. n*(i+1)/steps; time: bin i holds an equal part of the duration
+    bins  number: bin i holds events n*i/steps .. n*(i+1)/steps; time: bin i holds an equal part of
+          the duration
     size  smaller than the sensor: pixels merge, no event is lost; larger: zeros all around
     """
     x, y, height, width = _fit(events, height, width, size)
@@ -117,7 +119,8 @@ def _fit(
     return x, y, size, size
 
 
-# ---- npz event files ------------------------------------------------------------------------------------------------
+# ---- npz event files
+# ------------------------------------------------------------------------------------------------
 
 
 def _npz_events(
@@ -161,19 +164,21 @@ def _choose(name: str, path: Path, split: str, is_test: Array | None, n: int) ->
         return np.arange(n)
     if is_test is None:
         raise DataError(
-            f"data: '{path}' has no test split (no array is_test); '{name}' is a handful of clips, use split='train'"
+            f"data: '{path}' has no test split (no array is_test); '{name}' is a handful of"
+            f" clips, use split='train'"
         )
     return np.flatnonzero(is_test if split == "test" else ~is_test)
 
 
 def decode_events(raw: Array) -> Events:
-    """Events from uint8 [n, 5]: x, y, polarity in the top bit of byte 2, then 23 bits of microseconds."""
+    """Events from uint8 [n, 5]: x, y, polarity in the top bit of byte 2, then 23 bits of time."""
     b = raw.astype(np.int64)
     t = (b[:, 2] & 127) << 16 | b[:, 3] << 8 | b[:, 4]
     return Events(b[:, 0], b[:, 1], b[:, 2] >> 7, t)
 
 
-# ---- ECG ------------------------------------------------------------------------------------------------------------
+# ---- ECG ---------------------------------------------------------------------------------------
+# ---------------------
 
 
 def _ecg(folder: Path | None, split: str) -> Dataset:
@@ -193,7 +198,9 @@ def _read_ecg(folder: Path | None, split: str) -> tuple[Array, Array]:
         (p for p in (_at(folder, file), _at(folder, f"ecg/{file}")) if p and p.is_file()), None
     )
     if path is None:
-        how = "The QTDB set, delta-encoded, is published with the adaptive spiking recurrent networks of Yin et al."
+        how = (
+            "The delta-encoded QTDB set is published with the code of Yin, Corradi and Bohte, 2021."
+        )
         raise missing("ecg", folder, [file, f"ecg/{file}"], how)
     try:
         content = loadmat(path, variable_names=["x", "y"])
@@ -208,7 +215,8 @@ def _at(folder: Path | None, name: str) -> Path | None:
     return None if folder is None else folder / name
 
 
-# ---- tonic ----------------------------------------------------------------------------------------------------------
+# ---- tonic -------------------------------------------------------------------------------------
+# ---------------------
 
 
 def _tonic_events(
@@ -274,7 +282,10 @@ def _tonic_parts(
 
 
 def split_per_class(targets: Any, split: str) -> Array:
-    """Indices of the first 90 % of every class (train), the rest (test), or all: for sets published without a split."""
+    """Indices of the first 90 % of every class (train), of the rest (test), or of all.
+
+    For the sets that were published without a split.
+    """
     targets = np.asarray(targets)
     chosen = []
     for label in np.unique(targets):
@@ -306,7 +317,7 @@ def _tonic_set(kind: str, name: str, folder: Path | None, download: bool, **opti
 
 
 def _guarded(kind: type, error: DataError, download: bool) -> type:
-    """tonic's class, which downloads as soon as a file is missing, with that turned into `error` unless asked for."""
+    """tonic's class; its download of whatever is missing raises `error` unless asked for."""
     if download:
         return kind
 

@@ -1,4 +1,4 @@
-"""Image sets from disk: npz, idx (MNIST) and pickled batches (CIFAR), read without torchvision and without trust."""
+"""Image sets from disk: npz, idx (MNIST), pickled batches (CIFAR); no torchvision, no trust."""
 
 from __future__ import annotations
 
@@ -85,12 +85,16 @@ def read_images(
             f"{name}.npz (x_train, y_train, x_test, y_test)",
             f"{_layout(name)} (torchvision's layout)",
         ]
-        how = f"Get it with --download (download=True), from {_SOURCES[name][0]}, or use the built-in 'digits'."
+        how = (
+            f"Get it with --download (download=True), from {_SOURCES[name][0]},"
+            " or use the built-in 'digits'."
+        )
         raise missing(name, folder, wanted, how)
     x, y = found
     if len(x) != len(y):
         raise DataError(
-            f"data: '{name}' has {len(x)} images and {len(y)} labels; the files do not belong together"
+            f"data: '{name}' has {len(x)} images and {len(y)} labels; the files do not belong"
+            f" together"
         )
     return _scale(name, x), y
 
@@ -102,7 +106,8 @@ def _layout(name: str) -> str:
 def _scale(name: str, x: Array) -> Array:
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise DataError(
-            f"data: '{name}' has images of {x.dtype} and shape {x.shape}; wanted uint8 [n, h, w] or [n, h, w, channels]"
+            f"data: '{name}' has images of {x.dtype} and shape {x.shape}; wanted uint8 [n, h,"
+            f" w] or [n, h, w, channels]"
         )
     channels_first = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
     # divided, not multiplied by 1/255: k/255 correctly rounded, so that round(255 x) gives k back
@@ -168,7 +173,7 @@ def _idx_pair(folder: Path, split: str) -> tuple[Array, Array]:
 
 
 def read_idx(path: Path) -> Array:
-    """The uint8 array in an idx file, gzipped or not. Raises DataError where the file is not one or is cut short."""
+    """The uint8 array in an idx file, gzipped or not. Raises DataError where it is not one."""
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -246,7 +251,10 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> Non
 
 
 def fetch(url: str, path: Path, md5: str) -> Path:
-    """`path`, downloaded from `url` unless it is there with this checksum. Raises DataError on failure or mismatch."""
+    """`path`, downloaded from `url` unless it is there with this checksum.
+
+    Raises DataError where that fails or the checksum differs.
+    """
     if path.is_file() and hashlib.md5(path.read_bytes()).hexdigest() == md5:
         return path
     try:

@@ -1,4 +1,4 @@
-"""Spike encodings of a data set, by snntorch.spikegen: rate, latency and delta; direct leaves the values as they are."""
+"""Spike encodings of a data set by snntorch.spikegen: rate, latency, delta; or direct."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from ranvier.train.data import Dataset, require_timed
 from ranvier.train.errors import RangeError, UnsupportedError
 
 ENCODINGS = ("direct", "rate", "latency", "delta")
-_CHUNK = 4096  # samples encoded at a time: spikegen works in float32, the result is kept in one byte a spike
+_CHUNK = 4096  # samples encoded at a time: spikegen works in float32, we keep a byte a spike
 
 
 def encode(
     data: Dataset, encoding: str = "direct", steps: int | None = None, *, seed: int = 0
 ) -> Dataset:
-    """`data` with x encoded: [N, T, ...] of 0, 1 (uint8), of -1, 0, 1 for delta (int8); unchanged for direct.
+    """`data` with x encoded: [N, T, ...] of 0, 1 (uint8), for delta of -1, 0, 1 (int8).
 
     direct   the network sees the same analog image at every step
     rate     a pixel p spikes with probability p at each of `steps` steps, drawn once with `seed`
-    latency  one spike a pixel, the brighter the earlier, linear over `steps` steps; black pixels stay silent
-    delta    a spike where x grows by 0.1 or more from one step to the next, -1 where it falls; time series only
+    latency  one spike a pixel, the brighter the earlier, linear over `steps` steps; black pixels
+             stay silent
+    delta    a spike where x grows by 0.1 or more from one step to the next, -1 where it falls; time
+             series only
     Raises RangeError where steps is missing, UnsupportedError for an unknown or unfitting encoding.
     """
     if encoding not in ENCODINGS:
@@ -41,7 +43,7 @@ def encode(
         raise RangeError(f"data: encoding='{encoding}' needs steps=1 or more (found {steps})")
     with torch.random.fork_rng(devices=[]):  # spikegen draws from the global generator
         torch.manual_seed(seed)
-        parts = [_still(chunk, encoding, steps) for chunk in data.x.split(_CHUNK)]
+        parts = [_still(chunk, encoding, steps) for chunk in torch.split(data.x, _CHUNK)]
     return replace(data, x=torch.cat(parts), timed=True)
 
 

@@ -1,4 +1,4 @@
-"""What a training shows and writes: a progress bar, metrics.csv, TensorBoard where it is installed."""
+"""What a training shows and writes: a progress bar, metrics.csv, TensorBoard if installed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TensorBoard:
 
 
 class Progress:
-    """A rich progress bar over all batches, with loss, accuracy, firing rate, images/s and the time left.
+    """A progress bar over all batches: loss, accuracy, firing rate, images/s and the time left.
 
     Silent unless `wanted` and the standard error is a terminal.
     """

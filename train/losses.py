@@ -1,7 +1,9 @@
 """Losses of a spiking classifier, by name.
 
-Each takes the network's output and the labels: output [B, n] (already a mean over time) or [T, B, n] (every step's
-logits), y int64 [B], [T, B] for a label a step, or probabilities [B, n] from mixup. Each returns one scalar.
+Each takes the network's output and the labels: output [B, n] (already a mean over time) or [T, B,
+n] (every step's
+logits), y int64 [B], [T, B] for a label a step, or probabilities [B, n] from mixup. Each returns
+one scalar.
 """
 
 from __future__ import annotations
@@ -35,30 +37,34 @@ class Loss:
 
 
 def mean_cross_entropy(output: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the mean over time: of the membrane or of the spikes, whichever the network reads out."""
+    """Cross-entropy of the mean over time of what the network reads out, membranes or spikes."""
     return _cross_entropy(output.mean(0) if output.ndim == 3 else output, y, smoothing)
 
 
 def tet(output: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over time of the cross-entropy of every step, so that no step leans on the others (Deng et al., ICLR 2022)."""
+    """Mean over time of the cross-entropy of every step, so that no step leans on the others.
+
+    Source: Deng et al., ICLR 2022.
+    """
     n_steps = _require_steps("tet", output)
     labels = y.expand(n_steps, *y.shape).flatten(0, 1)
     return _cross_entropy(output.flatten(0, 1), labels, smoothing)
 
 
 def per_step(output: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every step against its own label, y [T, B]; steps marked IGNORE do not count."""
+    """Cross-entropy of every step against its own label, y [T, B], where it is not IGNORE."""
     _require_steps("per-step", output)
     if y.shape != output.shape[:2]:
         raise ShapeError(
-            f"train: loss 'per-step' wants one label a step, {tuple(output.shape[:2])}, found {tuple(y.shape)}; "
+            f"train: loss 'per-step' wants one label a step, {tuple(output.shape[:2])}, found"
+            f" {tuple(y.shape)}; "
             "use 'ce' or 'tet' where a sample has one label"
         )
     return _cross_entropy(output.flatten(0, 1), y.flatten(), smoothing)
 
 
 def mse_one_hot(output: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean square error of the mean over time against the one-hot label (spike rates as probabilities)."""
+    """Mean square error of the mean over time against the one-hot label."""
     mean = output.mean(0) if output.ndim == 3 else output
     target = _probabilities(y, mean.shape[-1]).to(mean.dtype)
     return F.mse_loss(mean, target * (1 - smoothing) + smoothing / mean.shape[-1])
@@ -104,7 +110,8 @@ def _probabilities(y: Tensor, n: int) -> Tensor:
 def _require_steps(name: str, output: Tensor) -> int:
     if output.ndim != 3:
         raise ShapeError(
-            f"train: loss '{name}' needs the output of every step [T, B, n], found {tuple(output.shape)}; the network "
+            f"train: loss '{name}' needs the output of every step [T, B, n], found"
+            f" {tuple(output.shape)}; the network "
             "gives only its mean: use loss='ce', or a network with sequence(x)"
         )
     return output.shape[0]

@@ -63,15 +63,15 @@ class FiringRates:
 
     def by_layer(self) -> dict[str, float]:
         """Layer -> spikes per neuron and step."""
-        return {
-            name: float(sum(map(float, sums))) / self._counts[name]
-            for name, sums in self._sums.items()
-        }
+        return {name: self._total(name) / count for name, count in self._counts.items()}
 
     def mean(self) -> float:
         """Spikes per neuron and step over all layers; 0 where nothing ran."""
-        total = sum(self._counts.values())
-        return sum(float(s) for sums in self._sums.values() for s in sums) / total if total else 0.0
+        n = sum(self._counts.values())
+        return sum(map(self._total, self._counts)) / n if n else 0.0
+
+    def _total(self, name: str) -> float:
+        return sum(float(spikes.detach()) for spikes in self._sums[name])
 
 
 def _spikes(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Optimizers, and the learning rate as a plain function of the step: nothing of a schedule has to be saved."""
+"""Optimizers, and the learning rate as a function of the step: a schedule has no state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SCHEDULES = ("cosine", "step", "constant", "onecycle")
 class Schedule:
     """Learning rate at each optimizer step.
 
-    kind        cosine: from lr to 0; step: lr * gamma after every `step_epochs`; constant; onecycle: up for 30 %, then to 0
+    kind        cosine: from lr to 0; step: lr * gamma after every `step_epochs`; constant;
+                onecycle: up for 30 %, then to 0
     lr          peak learning rate
     n_steps     optimizer steps of the whole training
     n_warmup    first steps, over which lr rises linearly from lr / n_warmup
@@ -64,7 +65,7 @@ class Schedule:
 
 
 def _one_cycle(done: float) -> float:
-    """Cosine rise from 1/25 to 1 over the first 30 %, cosine fall to 0 after (Smith and Topin, 2018)."""
+    """Cosine rise from 1/25 to 1 over the first 30 %, then cosine fall to 0 (Smith, Topin 2018)."""
     if done < 0.3:
         return 1 / 25 + (1 - 1 / 25) * 0.5 * (1 - math.cos(math.pi * done / 0.3))
     return 0.5 * (1 + math.cos(math.pi * min((done - 0.3) / 0.7, 1.0)))
@@ -77,7 +78,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
-    """Optimizer over net's parameters; weight decay spares everything with fewer than two axes (biases, norms, taus).
+    """Optimizer over net's parameters; decay spares biases, norms and taus.
 
     Raises UnsupportedError for an unknown name, RangeError where the network has nothing to train.
     """
@@ -106,7 +107,7 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
 
 
 class Ema:
-    """Exponential moving average of a network's state: average <- decay * average + (1 - decay) * value.
+    """Moving average of a network's state: average <- decay * average + (1 - decay) * value.
 
     Whole-number buffers (batch counters) are copied. Swap it in for evaluation with `swap`.
     """

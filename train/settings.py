@@ -27,13 +27,17 @@ class Settings:
     clip                 largest gradient norm; 0 = no clipping
     accumulate           batches per optimizer step
     amp                  no, bf16 or fp16 (CUDA only)
-    ema                  decay of the weights' moving average, which is then what is tested and kept; 0 = off
+    ema                  decay of the weights' moving average, which is then what is tested and
+                         kept; 0 = off
     early_stop           stop after so many epochs without a better accuracy; 0 = never
-    keep                 weights at the end: of the last epoch, or of the best one. The best on the test split is
-                         chosen by looking at it: give a validation set as `test` for an honest figure
+    keep                 weights at the end: of the last epoch, or of the best one. The best on the
+                         test split is
+                         chosen by looking at it: give a validation set as `test` for an honest
+                         figure
     mixup, cutmix        Beta parameter; 0 = off
     augment              none, shift, flip-crop, randaugment or events (train/augmentation.py)
-    seed, deterministic  seeds torch, numpy, Python; deterministic also forbids unordered CUDA kernels
+    seed, deterministic  seeds torch, numpy, Python; deterministic also forbids unordered CUDA
+                         kernels
     checkpoint_seconds   time between two checkpoints within an epoch; each epoch ends with one
     """
 
@@ -108,7 +112,7 @@ class Settings:
 
 
 def make_settings(options: dict[str, Any]) -> Settings:
-    """Settings from keyword arguments. Raises UnsupportedError naming the nearest right key for a wrong one."""
+    """Settings from keywords. Raises UnsupportedError for a wrong one, naming the nearest."""
     known = [f.name for f in fields(Settings)]
     for key in options:
         if key not in known:
