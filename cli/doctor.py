@@ -39,7 +39,7 @@ def collect(*, lava_run: bool = False) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any], console: Any = None) -> None:
-    """Prints what `collect` returned as two tables on `console`, a rich Console; default: stdout."""
+    """Prints what `collect` returned as two tables on a rich Console; default: stdout."""
     from rich.console import Console
     from rich.table import Table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -47,6 +48,23 @@ def conv_flatten_dense(payload: dict[str, Any]) -> dict[str, Any]:
     lif1.s_out.flatten().connect(dense.s_in)
     dense.a_out.connect(lif2.a_in)
     return _run(spikes, conv.s_in, lif2)
+
+
+def without_reshape_patch(payload: dict[str, Any]) -> dict[str, Any]:
+    from lava.magma.core.process.ports.ports import ReshapePort
+
+    original = lambda port: functools.partial(np.reshape, newshape=port.shape)  # noqa: E731
+    ReshapePort.get_transform_func_fwd = original
+    return conv_flatten_dense(payload)
+
+
+def without_conv_patch(payload: dict[str, Any]) -> dict[str, Any]:
+    from lava.magma.core.model.py.type import LavaPyType
+    from lava.proc.conv.models import AbstractPyConvModel
+
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups"):
+        setattr(AbstractPyConvModel, name, LavaPyType(np.ndarray, np.int8, precision=8))
+    return conv_flatten_dense(payload)
 
 
 def _run(spikes: Any, entry: Any, last: Any) -> dict[str, Any]:

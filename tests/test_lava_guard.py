@@ -114,15 +114,31 @@ def test_flatten_between_conv_and_dense():
     assert expected.any()
 
 
+def wide_conv(groups: int) -> dict:
+    spikes = np.ones((130, 1, groups, 6), np.int64)
+    kernel = np.full((groups, 1, 1, 1), 4)
+    payload = {"spikes": spikes, "kernel": kernel, "groups": groups, "neuron": NEURON}
+    return {**payload, "weights": np.full((1, 130 * groups), 2)}
+
+
 @needs_lava
 def test_conv_of_a_wide_input_with_many_groups():
-    """Without the geometry patch: OverflowError from numpy 2, silence from numpy 1."""
-    spikes = np.ones((130, 1, 128, 6), np.int64)
-    kernel = np.full((128, 1, 1, 1), 4)
-    payload = {"spikes": spikes, "kernel": kernel, "groups": 128, "neuron": NEURON}
-    payload["weights"] = np.full((1, 130 * 128), 2)
-    result = run_guarded(target("conv_flatten_dense"), payload, timeout_s=60)
+    result = run_guarded(target("conv_flatten_dense"), wide_conv(128), timeout_s=60)
     assert_array_equal(result["spikes"], [[0, 0, 1, 1, 1, 1]])
+
+
+@needs_lava
+@pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="this numpy still has what Lava relies on"
+)
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("without_reshape_patch", "TypeError.*newshape"), ("without_conv_patch", "OverflowError")],
+)
+def test_control_without_one_patch_it_fails(name, error, own_tmp):
+    """Both break in a worker, where Lava alone would hang."""
+    with pytest.raises(LavaError, match=f"(?s)Traceback.*{error}"):
+        run_guarded(target(name), wide_conv(1), timeout_s=60)
 
 
 @needs_lava
