@@ -10,6 +10,7 @@ from typing import Any
 _HOME = {
     "run": "runner",
     "compare": "comparison",
+    "first_difference": "difference",
 }
 __all__ = list(_HOME)
 
