@@ -30,12 +30,12 @@ def align(program: Program, max_delay: int = MAX_DELAY) -> Program:
         delay = depth[p.target] - depth[p.source] - 1 + p.lag
         source, lag, at = p.source, p.lag, depth[p.source]
         while delay > max_delay:
-            relay = _relay(populations[source], f"{name}/relay{at}", at + max_delay + 1)
+            relay = _relay(populations[source], f"{name}/relay{at}", at + max_delay + 1 - lag)
             populations[relay.name] = relay
             hop = _hop(populations[source], relay, lag, max_delay)
             projections[hop.name] = hop
             source, lag, at = relay.name, 0, relay.depth
-            delay = depth[p.target] - at - 1 + (p.lag if source == p.source else 0)
+            delay = depth[p.target] - at - 1
         projections[name] = replace(p, source=source, lag=lag, delay=delay)
     return program.with_parts(
         populations=_in_order(populations, list(program.populations), projections),

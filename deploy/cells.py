@@ -62,6 +62,7 @@ class Cell:
     """The integer parameters of a population; arrays broadcast to its shape.
 
     kind       cuba: the compartment above; relay: memoryless, sends a itself (Lava GradedVec, vth 0)
+    shift      of a relay: it sends round(a / 2**shift), halves upwards; 0..15
     du         0..4095 current decay, of which the chip takes du + 1 (4095: no memory; -1: no decay)
     dv         0..4096 voltage decay (4096: no memory)
     vth        threshold, times 2**6 in units of v
@@ -76,12 +77,13 @@ class Cell:
     bias_mant: IntParam = 0
     bias_exp: int = 0
     reset: Literal["zero", "subtract", "none"] = "zero"
-    timing: Literal["immediate", "delayed", "carry"] = "immediate"
+    timing: Literal["immediate", "delayed", "carry", "discard"] = "immediate"
     v_reset: int = 0
     strict: bool = True
+    shift: int = 0
 
     def __post_init__(self) -> None:
-        limits = {"du": (-1, 4095), "dv": (0, 4096), "vth": (0, VTH_MAX), "bias_exp": (0, 7)}
+        limits = {"du": (-1, 4095), "dv": (0, 4096), "vth": (0, VTH_MAX), "bias_exp": (0, 7), "shift": (0, 15)}
         for name, (lo, hi) in {**limits, "bias_mant": (-BIAS_MANT_MAX, BIAS_MANT_MAX)}.items():
             value = np.asarray(getattr(self, name))
             if value.dtype.kind != "i":
@@ -107,7 +109,7 @@ class Cell:
     def why_custom(self) -> str | None:
         """None where Lava's own LIF or GradedVec computes this cell; else what those cannot."""
         if self.kind == "relay":
-            return None
+            return "a shift of the payload" if self.shift else None
         if self.reset != "zero":
             return {"subtract": "subtractive reset", "none": "no reset"}[self.reset]
         if self.v_reset != 0:
@@ -122,7 +124,7 @@ class Cell:
     def step(self, u: Ints, v: Ints, a: Ints) -> tuple[Ints, Ints, Ints]:
         """(sent, u, v) after one step, for the arriving sum a; arrays `[batch, *shape]`, int64."""
         if self.kind == "relay":
-            return a, u, v
+            return (a + ((1 << self.shift) >> 1)) >> self.shift, u, v
         u = fold(decay(u, np.asarray(self.du) + 1) + wrap(a << SHIFT, 32))
         late = v > self.theta
         jump = self.theta + (0 if self.strict else 1)
@@ -131,12 +133,14 @@ class Cell:
         h = decay(v, self.dv) + u + self.bias
         if self.reset == "subtract" and self.timing != "immediate":
             h = h - late * jump
+        if self.reset == "zero" and self.timing == "discard":
+            h = np.where(late, self.v_reset, h)
         h = np.clip(h, -V_MAX, V_MAX)
         fired = h > self.theta
         return fired.astype(np.int64), u, self._after(h, fired, late, jump)
 
     def _after(self, h: Ints, fired: Ints, late: Ints, jump: Ints) -> Ints:
-        if self.reset == "none" or self.timing == "delayed":
+        if self.reset == "none" or self.timing in ("delayed", "discard"):
             return h
         if self.reset == "zero":
             return np.where(fired, self.v_reset, h)

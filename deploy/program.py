@@ -118,6 +118,13 @@ class Population:
         return self.cell is None
 
     @property
+    def message_scale(self) -> np.ndarray:
+        """Units of a message that make 1.0: spikes are 1.0 each, graded values count in `scale`."""
+        if self.cell is None or self.cell.kind == "relay":
+            return np.asarray(self.scale / 2 ** (0 if self.cell is None else self.cell.shift))
+        return np.ones(())
+
+    @property
     def graded(self) -> bool:
         """Whether its messages carry more than a spike."""
         return self.lo < 0 or self.hi > 1
@@ -256,7 +263,9 @@ class Program:
 
 
 def quantize_input(population: Population, x: np.ndarray) -> Ints:
-    """round(x * scale), held against the population's range."""
+    """round(x * scale), held against the population's range; a series held in time stays a view."""
+    if len(x) > 1 and x.strides[0] == 0:
+        return np.broadcast_to(quantize_input(population, x[:1]), x.shape)
     if not np.isfinite(x).all():
         raise RangeError("run: x holds values that are not finite")
     whole = np.rint(x * population.scale)

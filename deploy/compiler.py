@@ -1,0 +1,442 @@
+"""`compile`: a Graph -> an integer Program for one chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from ranvier.deploy.align import align
+from ranvier.deploy.bounds import prove, sum_range
+from ranvier.deploy.cells import Cell
+from ranvier.deploy.chip import LOIHI1, LOIHI2, Chip
+from ranvier.deploy.fan_out import fan_out
+from ranvier.deploy.program import Population, Program, Projection, Readout
+from ranvier.deploy.quantize import (
+    Incoming,
+    Moments,
+    Scaled,
+    choose_scale,
+    int_map,
+    largest_scale,
+    mean_shift,
+    neuron_cell,
+)
+from ranvier.export.graph import Graph
+from ranvier.export.neurons import (
+    LI,
+    CubaLI,
+    CubaLIF,
+    Membrane,
+    NeuronModel,
+    Relay,
+    Threshold,
+)
+from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Scale
+from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
+
+Joins: TypeAlias = Literal["auto", "linear", "graded", "unrolled", "relay"]
+JOINS = {"auto": "auto", "linear": "linear", "unrolled": "linear", "graded": "graded", "relay": "graded"}
+CALIBRATION_SAMPLES = 128
+ONE_TO_ONE_PAYLOAD = 2**15  # of relays that only pass values on, into sums below 2**17
+WEIGHTED_PAYLOAD = 2**10  # of relays whose value is multiplied by the weights of a convolution
+
+
+def compile(
+    graph: Graph,
+    chip: Chip = LOIHI2,
+    calibration: Any = None,
+    weight_bits: int = 8,
+    joins: Joins = "auto",
+    *,
+    input_bits: int = 8,
+    search: bool = True,
+    bias_correction: bool = True,
+) -> Program:
+    """The integer Program of a graph.
+
+    calibration  floats `[time, batch, *shape]` or `[batch, *shape]`: real input, from which the range
+                 of the input, the scales and the rounding correction are chosen; up to 128 samples
+                 are used. None: the input's declared range, and no correction
+    weight_bits  1..8, sign included
+    joins        linear (SEW: each source projects separately; MS: unrolled): binary messages, more
+                 synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost
+    input_bits   of an analog input
+    search       choose the scale of each population by search; False: the largest that is proved safe
+    Raises UnsupportedError naming a node that the chip cannot run, RangeError for parameters that it
+    cannot hold, CapacityError where no scale is proved safe.
+    Source: models.md 15 equations; the limits are those of lava-nc 0.10's fixed-point models.
+    """
+    if joins not in JOINS:
+        raise RangeError(f"compile: joins '{joins}' is none of {', '.join(JOINS)}")
+    if not 1 <= weight_bits <= 8 or not 1 <= input_bits <= 16:
+        raise RangeError(
+            f"compile: weight_bits {weight_bits} (1..8) or input_bits {input_bits} (1..16) is out of range"
+        )
+    x = None if calibration is None else _sample(graph, calibration)
+    wanted = JOINS[joins]
+    if wanted == "graded" and not chip.graded:
+        raise UnsupportedError(
+            f"compile: {chip.name} has no graded spikes, so joins='{joins}' cannot run; use 'linear'"
+        )
+    choices = [wanted] if wanted != "auto" else ["linear", "graded"] if chip.graded else ["linear"]
+    options = _Options(chip, weight_bits, input_bits, search, bias_correction)
+    lowered = {c: graph.lower(c) for c in choices}
+    if len(lowered) == 2 and len(lowered["linear"].populations) == len(lowered["graded"].populations):
+        del lowered["graded"]  # no join asks for relays
+    programs = {c: _Compiler(g, x, options, c).program() for c, g in lowered.items()}
+    if len(programs) == 1:
+        return next(iter(programs.values()))
+    return min(programs.values(), key=lambda p: p.meta["cost_pj"])
+
+
+@dataclass(frozen=True)
+class _Options:
+    chip: Chip
+    weight_bits: int
+    input_bits: int
+    search: bool
+    bias_correction: bool
+
+
+def _sample(graph: Graph, calibration: Any) -> np.ndarray:
+    """The calibration data as floats `[time, batch, *shape]`, thinned to CALIBRATION_SAMPLES."""
+    from ranvier.export.interpret import with_time
+
+    x = np.asarray(calibration.detach().cpu() if hasattr(calibration, "detach") else calibration)
+    (entry,) = graph.inputs
+    series = with_time(x.astype(np.float32, copy=False), entry.shape, graph.steps, "compile")
+    if not np.isfinite(series).all():
+        raise RangeError("compile: the calibration data holds values that are not finite")
+    every = max(1, series.shape[1] // CALIBRATION_SAMPLES)
+    return np.asarray(series[:, ::every][:, :CALIBRATION_SAMPLES])
+
+
+class _Compiler:
+    def __init__(self, graph: Graph, x: np.ndarray | None, options: _Options, joins: str) -> None:
+        self.graph, self.options, self.joins = graph, options, joins
+        self.x = x
+        self.moments = self._measure(x)
+        self.populations: dict[str, Population] = {}
+        self.projections: dict[str, Projection] = {}
+        self.offset: np.ndarray = np.zeros(())
+
+    def _measure(self, x: np.ndarray | None) -> dict[str, Moments]:
+        """What each input and population sends on the calibration data, a mean a channel."""
+        names = [n.name for n in self.graph if isinstance(n, (Input, Neuron))]
+        if x is None:
+            half = {n: np.full(self.graph.shapes[n][0], 0.5) for n in names}
+            return {n: Moments(v, v, v) for n, v in half.items()}
+        _, series = self.graph.run(x, record=tuple(names))
+        found = {}
+        for name, s in series.items():
+            flat = np.asarray(s, np.float64)
+            axes = (0, 1, *range(3, flat.ndim))
+            found[name] = Moments(flat.mean(axes), (flat**2).mean(axes), (flat != 0).mean(axes))
+        return found
+
+    def program(self) -> Program:
+        for node in self.graph:
+            if isinstance(node, Input):
+                self.populations[node.name] = self.entry(node)
+        order = [n for n in self.graph if isinstance(n, Neuron)]
+        for node in order:
+            self.population(node, order)
+        readout = self.readout()
+        program = align(
+            Program(
+                populations=self.populations,
+                projections=self.projections,
+                readout=readout,
+                steps=self.graph.steps,
+                meta=self.meta(),
+            ),
+            int(self.options.chip.max_delay.value),
+        )
+        _refuse_wraps(program)
+        return program
+
+    def meta(self) -> dict[str, Any]:
+        o = self.options
+        return {
+            "chip": o.chip.name,
+            "weight_bits": o.weight_bits,
+            "joins": self.joins,
+            "calibration_samples": 0 if self.x is None else int(self.x.shape[1]),
+            "cost_pj": self.cost(),
+            "cost_model": "modelled: Davies 2018 per-event costs on the calibration data, per sample",
+        }
+
+    def cost(self) -> float:
+        """Modelled energy of a sample in pJ, from mean activity: what `joins="auto"` compares."""
+        energy = LOIHI1.energy_pj
+        synops = updates = active = 0.0
+        for p in self.projections.values():
+            share = self.moments[p.source].active
+            used, _ = fan_out(p.map)
+            synops += float(np.repeat(share, len(used) // len(share)) @ used)
+        for p in self.populations.values():
+            if not p.is_input:
+                updates += p.size
+                active += p.size * float(self.moments[p.name].active.mean())
+        total = (
+            synops * energy["synop"].value
+            + active * energy["update_active"].value
+            + (updates - active) * energy["update_inactive"].value
+        )
+        return total * (self.graph.steps or 1)
+
+    def entry(self, node: Input) -> Population:
+        """The input population: plain spikes where all values are 0 or 1, else graded levels."""
+        lo, hi, whole_numbers = node.lo, node.hi, node.integer
+        if self.x is not None:
+            seen_lo, seen_hi = float(self.x.min()), float(self.x.max())
+            lo = seen_lo if not np.isfinite(lo) else lo
+            hi = seen_hi if not np.isfinite(hi) else hi
+            whole_numbers = whole_numbers or bool((self.x == np.rint(self.x)).all())
+        if not (np.isfinite(lo) and np.isfinite(hi)):
+            raise RangeError(
+                f"compile: the range of input '{node.name}' is not known; give calibration data"
+            )
+        lo, hi = min(lo, 0.0), max(hi, 1e-9)
+        if whole_numbers and lo >= 0 and hi <= 1:
+            return Population(name=node.name, shape=node.shape, origin=node.name)
+        levels = 2**self.options.input_bits - 1
+        if not self.options.chip.graded:
+            raise UnsupportedError(
+                f"compile: input '{node.name}' is analog ({lo:g}..{hi:g}) and {self.options.chip.name} "
+                "has no graded spikes; encode it as spikes (rate, latency, delta), or use loihi2"
+            )
+        scale = self._levels(lo, hi, levels, whole_numbers)
+        return Population(
+            name=node.name, shape=node.shape, scale=np.array(scale), origin=node.name,
+            lo=int(np.floor(lo * scale)), hi=int(np.ceil(hi * scale)),
+        )
+
+    def _levels(self, lo: float, hi: float, levels: int, whole_numbers: bool) -> float:
+        """Levels per 1.0: the coarsest grid on which the calibration data lies exactly, if any."""
+        finest = (levels if lo >= 0 else levels // 2) / max(hi, -lo)
+        if whole_numbers and finest >= 1:
+            return 1.0
+        if self.x is not None:
+            seen = np.unique(self.x[:, :16])
+            for n in range(1, int(finest) + 1):
+                if np.abs(seen * n - np.rint(seen * n)).max() < 1e-4:
+                    return float(n)
+        return float(finest)
+
+    def incoming(self, node: Neuron) -> list[Incoming]:
+        joined = self.graph[node.inputs[0]]
+        gain = _gain(node.model)
+        found = []
+        for branch in joined.inputs:
+            linear = self.graph[branch]
+            if isinstance(linear, Flatten):
+                linear = self.graph[linear.inputs[0]]
+            assert isinstance(linear, (Conv, Dense, Scale))
+            name, lag = self._emitter(linear.inputs[0])
+            source = self.populations.get(name)
+            if source is None:
+                source = self._ahead(name)
+            weight = linear.scale if isinstance(linear, Scale) else linear.weight
+            weight = np.asarray(weight, np.float64)
+            if isinstance(linear, Scale):
+                weight = np.broadcast_to(weight, self.graph.shapes[name])
+            if np.size(gain) == 1:
+                weight = weight * float(np.reshape(gain, ()))
+            elif isinstance(linear, Scale):
+                weight = weight * gain
+            else:
+                weight = weight * _rows(gain, weight)
+            found.append(
+                Incoming(
+                    linear.name, source, lag, linear, _per_unit(weight, source),
+                    self.graph.shapes[node.name], _in_units(self.moments[name], source),
+                )
+            )
+        return found
+
+    def _emitter(self, name: str) -> tuple[str, int]:
+        """(population, lag) behind a Flatten or a Delay."""
+        lag = 0
+        node = self.graph[name]
+        while isinstance(node, (Flatten, Delay)):
+            lag += node.steps if isinstance(node, Delay) else 0
+            node = self.graph[node.inputs[0]]
+        return node.name, lag
+
+    def _ahead(self, name: str) -> Population:
+        """A population that a recurrent edge takes before it is made: only spikes can go back."""
+        node = self.graph[name]
+        assert isinstance(node, Neuron)
+        if not node.model.binary:
+            raise UnsupportedError(f"compile: '{name}' feeds back a value; only spikes can go back")
+        return Population(name=name, shape=self.graph.shapes[name], cell=Cell())
+
+    def population(self, node: Neuron, order: list[Neuron]) -> None:
+        incoming = self.incoming(node)
+        shape = self.graph.shapes[node.name]
+        model = node.model
+        if isinstance(model, (LI, CubaLI)) and self.graph.consumers[node.name] != [
+            self.graph.outputs[0].name
+        ]:
+            raise UnsupportedError(
+                f"compile: '{node.name}' sends its membrane to other neurons; only a readout may. "
+                "Put a spiking neuron behind it"
+            )
+        bias = _total_bias(node)
+        relay = isinstance(model, Relay)
+        logic = _logic(model, incoming)
+        scaled = logic or self._scale(node, incoming, bias)
+        passes_on = relay and node.name != self.graph.outputs[0].inputs[0]
+        if self.options.bias_correction and self.x is not None and not logic and not passes_on:
+            bias = bias - mean_shift(incoming, scaled, shape)
+        if relay:
+            cell = Cell(kind="relay", shift=self._shift(node, incoming, scaled))
+            if not passes_on:
+                self.offset = bias
+            elif np.any(bias):
+                raise UnsupportedError(f"compile: relay '{node.name}' has a bias, which it cannot hold")
+        else:
+            cell = neuron_cell(node, scaled.q, bias)
+        for i, w, e in zip(incoming, scaled.weights, scaled.exponents, strict=True):
+            self.projections[i.name] = Projection(
+                name=i.name, source=i.source.name, target=node.name, map=int_map(i, w),
+                exponent=e, lag=i.lag, bits=self.options.weight_bits, origin=i.name,
+            )
+        lo, hi = (0, 1) if not relay else self._payload(node.name, cell.shift)
+        self.populations[node.name] = Population(
+            name=node.name, shape=shape, cell=cell, scale=np.array(scaled.q), lo=lo, hi=hi,
+            origin=node.name,
+        )
+
+    def _shift(self, node: Neuron, incoming: list[Incoming], scaled: Scaled) -> int:
+        """How far a relay shifts its payload, so that what takes it has room for its own weights."""
+        if node.name == self.graph.outputs[0].inputs[0]:
+            return 0
+        low = sum(i.extent()[0] for i in incoming) * scaled.q
+        high = sum(i.extent()[1] for i in incoming) * scaled.q
+        wide = all(isinstance(self.graph[c], Scale) for c in self.graph.consumers[node.name])
+        limit = ONE_TO_ONE_PAYLOAD if wide else WEIGHTED_PAYLOAD
+        return max(0, int(np.ceil(np.log2(max(-low, high, 1.0) / limit))))
+
+    def _payload(self, name: str, shift: int) -> tuple[int, int]:
+        """The range of a relay's messages."""
+        lo = hi = 0
+        for p in (p for p in self.projections.values() if p.target == name):
+            source = self.populations[p.source]
+            low, high = sum_range(p.map, source.lo, source.hi, p.exponent)
+            lo, hi = lo + low, hi + high
+        return lo >> shift, -(-hi >> shift)
+
+    def _scale(self, node: Neuron, incoming: list[Incoming], bias: np.ndarray) -> Scaled:
+        model = node.model
+        theta = getattr(model, "v_threshold", 0.0)
+        memory = 1.0
+        if isinstance(model, (CubaLIF, CubaLI)):
+            memory = 1.0 / max(1.0 - float(np.max(np.asarray(model.alpha))), 1e-6)
+        q_max = largest_scale(
+            incoming,
+            isinstance(model, Relay),
+            float(np.abs(np.asarray(theta)).max()),
+            float(np.abs(bias).max(initial=0.0)),
+            memory,
+        )
+        if q_max * max((i.top for i in incoming), default=0.0) < 1:
+            raise CapacityError(
+                f"compile: '{node.name}' has no scale at which its sums are proved to fit the chip: "
+                f"at most {q_max:.3g} units per 1.0. Lower its fan-in, its inputs' range, or its threshold"
+            )
+        return choose_scale(incoming, q_max, self.options.weight_bits, theta, self.options.search)
+
+    def readout(self) -> Readout:
+        (output,) = self.graph.outputs
+        name = output.inputs[0]
+        node = self.graph[name]
+        assert isinstance(node, Neuron)
+        q = self.populations[name].scale
+        one = np.ones(())
+        if isinstance(node.model, Relay):
+            return Readout(
+                population=name, kind="current", reduce=output.reduce, scale=one / q,
+                offset=np.asarray(self.offset, np.float64),
+            )
+        if isinstance(node.model, (LI, CubaLI)) or output.observe == "v":
+            return Readout(
+                population=name, kind="membrane", reduce=output.reduce, scale=one / (64 * q)
+            )
+        if output.observe == "u":
+            raise UnsupportedError(f"compile: output '{output.name}' observes a current; only v is read")
+        return Readout(population=name, kind="spikes", reduce=output.reduce)
+
+
+def _gain(model: NeuronModel) -> np.ndarray | float:
+    """The factor between a summed current and what is added to v in units of the float model."""
+    if isinstance(model, (CubaLIF, CubaLI)):
+        return np.asarray(model.r, np.float64) * np.asarray(model.w_in, np.float64)
+    if isinstance(model, (Membrane, LI)):
+        return np.asarray(model.r, np.float64)
+    return 1.0
+
+
+def _rows(gain: Any, weight: np.ndarray) -> np.ndarray:
+    """A gain a target channel (or neuron, of a Dense) as a factor of the weight's rows."""
+    flat = np.asarray(gain).reshape(-1)
+    if len(flat) != weight.shape[0]:
+        raise UnsupportedError(
+            f"compile: a gain of shape {np.shape(gain)} differs inside a channel of a convolution"
+        )
+    return flat.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _per_unit(weight: np.ndarray, source: Population) -> np.ndarray:
+    """The weight per unit of the source's message."""
+    return weight / float(np.reshape(source.message_scale, ()))
+
+
+def _in_units(m: Moments, source: Population) -> Moments:
+    s = float(np.reshape(source.message_scale, ()))
+    return Moments(m.mean * s, m.square * s * s, m.active)
+
+
+def _total_bias(node: Neuron) -> np.ndarray:
+    """What is added to v each step, in units of the float model."""
+    model = node.model
+    bias = np.zeros(()) if node.bias is None else np.asarray(node.bias, np.float64)
+    if isinstance(model, (CubaLIF, CubaLI)) and np.any(bias) and np.any(np.asarray(model.alpha)):
+        raise UnsupportedError(
+            f"compile: '{node.name}' has a bias on its synaptic current, which piles up over the first "
+            "steps; the chip adds its bias to v. Move the bias behind the current's decay"
+        )
+    bias = bias * _gain(model)
+    leak = getattr(model, "v_leak", 0.0)
+    if np.any(leak):
+        bias = bias + (1.0 - np.asarray(getattr(model, "beta", 1.0))) * np.asarray(leak)
+    return np.asarray(bias)
+
+
+def _logic(model: NeuronModel, incoming: list[Incoming]) -> Scaled | None:
+    """Scale 1 for logic and for sums of spikes: whole numbers in, whole-number weights that fit."""
+    if not isinstance(model, (Threshold, Relay)) or not incoming:
+        return None
+    if any(i.source.message_scale != 1 or i.source.is_input for i in incoming):
+        return None
+    theta = np.asarray(getattr(model, "v_threshold", 0.0))
+    if (theta != np.rint(theta)).any() or theta.min() < 0:
+        return None
+    for i in incoming:
+        mixed = (i.weight < 0).any() and (i.weight > 0).any()
+        if mixed or (i.weight != np.rint(i.weight)).any() or i.top > 255:
+            return None
+    weights = tuple(i.weight.astype(np.int16) for i in incoming)
+    return Scaled(1.0, weights, (0,) * len(incoming), 0.0)
+
+
+def _refuse_wraps(program: Program) -> None:
+    for name, bound in prove(program).items():
+        if bound.wraps:
+            raise CapacityError(
+                f"compile: the sum that arrives at '{name}' can reach {bound.a_lo}..{bound.a_hi}, which "
+                "wraps on the chip; use fewer weight_bits or input_bits, or split its fan-in"
+            )
