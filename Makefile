@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAVA_STAMP := $(VENV)/.lava
 LAVA := lava-nc==0.10.0 lava-dl==0.6.0
+LAVA_NEEDS := asteval networkx
 
 .PHONY: help .venv lava demo test check conformance bench golden clean
 .DEFAULT_GOAL := help
@@ -20,13 +21,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@$(MAKE) --no-print-directory lava || true
 
-# The two packages ask for Python 3.10, numpy 1 and torch 2.3. What they need of the rest is in pyproject.toml, and
-# ranvier.deploy.lava_compat mends what newer versions break, so that one command serves every Python.
+# The two packages ask for Python 3.10, numpy 1 and torch 2.3. ranvier.deploy.lava_compat mends what newer versions
+# break, so that this one command serves every Python, 3.10 included, beside current packages.
 lava: $(STAMP)  ## only Lava, into the environment
 	@$(MAKE) --no-print-directory $(LAVA_STAMP) || { \
 	  echo 'ranvier: Lava could not be installed, so that its column stays empty; `make lava` tries again.'; exit 1; }
 
 $(LAVA_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(LAVA_NEEDS)
 	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python $(LAVA)
 	@touch $@
 
