@@ -10,6 +10,8 @@ import pytest
 
 from ranvier.deploy.lava_compat import available
 
+GOLDEN = Path(__file__).with_name("golden")
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
@@ -34,6 +36,29 @@ def data_file(data_dir):
         return path
 
     return find
+
+
+@pytest.fixture
+def golden(request):
+    """A function: golden(name, text) holds `text` against tests/golden/<name>.
+
+    `make golden` (pytest --golden) writes the files anew instead; the difference is then read in
+    git. A missing file is a failure, so that a test can't pass by having lost it.
+    """
+
+    def check(name: str, text: str) -> None:
+        file = GOLDEN / name
+        if request.config.getoption("--golden"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert file.exists(), f"{file} is missing; `make golden` writes it"
+        assert text == file.read_text(encoding="utf-8"), f"differs from {file}"
+
+    return check
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write the golden files anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
