@@ -38,9 +38,17 @@ def sources() -> Iterator[Path]:
         yield from (ROOT / stage).rglob("*.py")
 
 
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that can run: all but what stands under `if TYPE_CHECKING`, for the checkers."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
+            yield from executed(child)
+
+
 def imported(code: str) -> Iterator[str]:
-    """Every module that the code names in an import, wherever the import stands."""
-    for node in ast.walk(ast.parse(code)):
+    """Every module that the code can import, wherever the import stands."""
+    for node in executed(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -112,6 +120,11 @@ def test_no_stage_imports_a_later_one():
 def test_control_a_late_import_is_found(line):
     assert later_stages("export", line)
     assert not later_stages("cli", line)
+
+
+def test_a_name_for_the_type_checkers_alone_is_no_import():
+    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ranvier.sim import run\n"
+    assert not later_stages("export", code)
 
 
 def test_nobody_imports_a_stage_by_its_bare_name():
