@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ranvier.deploy.program import ConvMap, DenseMap, LinearMap, OneToOne, Program, Projection
+from ranvier.deploy.program import (
+    ConvMap,
+    DenseMap,
+    LinearMap,
+    OneToOne,
+    Population,
+    Program,
+    Projection,
+)
 from ranvier.train.errors import ShapeError
 
-POPULATION_COUNTS = ("n_spikes", "n_payload", "n_updates")
+POPULATION_COUNTS = ("n_spikes", "n_payload", "n_graded", "n_updates")
 PROJECTION_COUNTS = ("n_events", "n_synops", "n_synops_zero", "n_mults")
 
 
@@ -128,7 +137,10 @@ class Ledger:
             return {n: {k: np.asarray(v, np.int64) for k, v in c.items()} for n, c in part.items()}
 
         return Ledger(
-            back(d["populations"]), back(d["projections"]), dict(d["sizes"]), d["n_samples"],
+            back(d["populations"]),
+            back(d["projections"]),
+            dict(d["sizes"]),
+            d["n_samples"],
             tuple(d["inputs"]),
         )
 
@@ -177,36 +189,37 @@ class Counter:
 
     def __init__(self, program: Program, steps: int, n_samples: int) -> None:
         self.program, self.steps, self.n_samples = program, steps, n_samples
-        self._fans = {p.name: fan_out(p.map) for p in program.projections.values()}
         self._populations: dict[str, dict[str, np.ndarray]] = {}
         self._projections: dict[str, dict[str, np.ndarray]] = {}
 
     def add(self, name: str, sent: np.ndarray) -> None:
         """Counts what population `name` sent, `[time, batch, *shape]`, whole numbers."""
         flat = sent.reshape(self.steps, self.n_samples, -1)
-        some = flat != 0
-        per_neuron = some.sum(1, dtype=np.int64)
+        some = (flat != 0).sum(1, dtype=np.int64)
+        if not self.program.populations[name].graded:
+            self.add_counts(name, some, some, some.sum(1))
+            return
+        payload = np.abs(flat.astype(np.int64)).sum((1, 2))
+        self.add_counts(name, some, (flat == 1).sum(1, dtype=np.int64), payload)
+
+    def add_counts(
+        self, name: str, some: np.ndarray, plain: np.ndarray, payload: np.ndarray
+    ) -> None:
+        """As `add`, from counts over the batch, int64.
+
+        some, plain  `[time, n]`: messages that are not zero, and those that are a plain spike
+        payload      `[time]`: the sum of their absolute values
+        """
         population = self.program.populations[name]
         updates = 0 if population.is_input else population.size * self.n_samples
-        payload = np.abs(flat.astype(np.int64)).sum((1, 2)) if population.graded else per_neuron.sum(1)
         self._populations[name] = {
-            "n_spikes": per_neuron.sum(1),
+            "n_spikes": some.sum(1),
             "n_payload": payload,
+            "n_graded": (some - plain).sum(1),
             "n_updates": np.full(self.steps, updates, np.int64),
         }
-        plain = (flat == 1).sum(1, dtype=np.int64) if population.graded else per_neuron
         for projection in self.program.out_of(name):
-            self._projections[projection.name] = self._through(projection, per_neuron, plain)
-
-    def _through(self, p: Projection, some: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
-        used, zero = self._fans[p.name]
-        arrived = {k: _late(v, p.lag) for k, v in (("some", some), ("plain", plain))}
-        return {
-            "n_events": arrived["some"].sum(1),
-            "n_synops": arrived["some"] @ used,
-            "n_synops_zero": arrived["some"] @ zero,
-            "n_mults": (arrived["some"] - arrived["plain"]) @ used,
-        }
+            self._projections[projection.name] = _through(projection, some, plain)
 
     def ledger(self) -> Ledger:
         order = self.program.projections
@@ -216,7 +229,41 @@ class Counter:
             {p.name: p.size for p in self.program},
             self.n_samples,
             tuple(p.name for p in self.program if p.is_input),
+            {"payload_bits": {p.name: payload_bits(p) for p in self.program if p.graded}},
         )
+
+
+_FANS: weakref.WeakKeyDictionary[Any, tuple[np.ndarray, np.ndarray]] = weakref.WeakKeyDictionary()
+
+
+def _fans(linear: LinearMap) -> tuple[np.ndarray, np.ndarray]:
+    if linear not in _FANS:
+        _FANS[linear] = fan_out(linear)
+    return _FANS[linear]
+
+
+def _through(p: Projection, some: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
+    used, zero = _fans(p.map)
+    some, plain = _late(some, p.lag), _late(plain, p.lag)
+    graded = some - plain
+    return {
+        "n_events": some.sum(1),
+        "n_synops": some @ used,
+        "n_synops_zero": some @ zero,
+        "n_mults": graded @ used if graded.any() else np.zeros(len(some), np.int64),
+    }
+
+
+def payload_bits(population: Population) -> int:
+    """The bits that one message of a population takes; a plain spike takes none.
+
+    A range that does not go below zero is sent without a sign.
+    """
+    if not population.graded:
+        return 0
+    if population.lo >= 0:
+        return max(1, int(population.hi).bit_length())
+    return max(int(population.hi).bit_length(), int(-population.lo - 1).bit_length()) + 1
 
 
 def _late(counts: np.ndarray, lag: int) -> np.ndarray:

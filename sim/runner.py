@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ def finish(
     return Result(readout.reduced(series), series, spikes, Trace(records), ledger, engine)
 
 
-def _reference(program: Program, x: np.ndarray, record: tuple[str, ...]) -> Result:
+def run_plain(program: Program, x: np.ndarray, record: tuple[str, ...] = ()) -> Result:
+    """The reference engine's Result of whole numbers x `[time, batch, *shape]`."""
     from ranvier.sim.reference import run_reference
 
     series = run_reference(program, x)
@@ -80,9 +82,24 @@ def _reference(program: Program, x: np.ndarray, record: tuple[str, ...]) -> Resu
     return finish(program, series.sent, states, record, counter.ledger(), "reference")
 
 
+# engine -> (module, function), imported when first used; each takes (program, whole-number x, record)
+_ENGINES = {
+    "reference": ("ranvier.sim.runner", "run_plain"),
+    "dense": ("ranvier.sim.dense", "run_dense"),
+    "lava": ("ranvier.sim.lava_engine", "run_on_lava"),
+}
+
+
 def engines() -> dict[str, Engine]:
-    """name -> engine; each takes (program, whole-number x, record)."""
-    return {"reference": _reference}
+    """name -> engine; each takes (program, whole-number x, record, **options)."""
+
+    def load(module: str, function: str) -> Engine:
+        def engine(*args: Any, **options: Any) -> Result:
+            return getattr(importlib.import_module(module), function)(*args, **options)
+
+        return engine
+
+    return {name: load(*place) for name, place in _ENGINES.items()}
 
 
 def run(

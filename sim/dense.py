@@ -1,0 +1,293 @@
+"""The dense engine: torch, all steps of a layer at once, exact by a proved bound.
+
+Each projection is one convolution or product over `steps x batch`, in float32 where every partial
+sum stays below 2**24, else in float64 below 2**53, else in the reference's own int64; the neurons
+run in one fused scan over time. Nothing is rounded anywhere, so the order of sums does not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
+from ranvier.sim import bounds
+from ranvier.sim.layers import Driven, Incoming, Walk, joined
+from ranvier.sim.layout import Wiring
+from ranvier.sim.ledger import Ledger
+from ranvier.sim.plan import Plan, plan
+from ranvier.sim.runner import Result, finish
+from ranvier.train.errors import RangeError
+
+CHUNK_BYTES = {
+    "cpu": 32 << 20,
+    "cuda": 1 << 30,
+}  # of the largest layer's sums; small enough to stay near
+
+
+class Synapses:
+    """One projection's weights as torch wants them, in the narrowest exact type."""
+
+    def __init__(self, wiring: Wiring, raw_bound: int, shifted: bool, device: torch.device) -> None:
+        self.wiring, self.device = wiring, device
+        self.map = wiring.projection.map
+        self.dtype = (
+            torch.float32 if raw_bound < bounds.FLOAT32_EXACT
+            else torch.float64 if raw_bound < bounds.FLOAT64_EXACT
+            else None
+        )  # fmt: skip
+        scale = 1 << wiring.projection.exponent if shifted else 1
+        if self.dtype is not None:
+            self.weight = torch.as_tensor(wiring.weight.astype(np.int64) * scale).to(
+                device, self.dtype
+            )
+        self.gather, self.scatter = (
+            None if i is None else torch.as_tensor(i, device=device)
+            for i in (wiring.gather, wiring.scatter)
+        )
+        if isinstance(self.map, ConvMap) and self.dtype is not None:
+            last = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+            self.weight = self.weight.contiguous(memory_format=last)
+
+    def __call__(self, message: Tensor) -> Tensor:
+        """`[steps, batch, n_in]` -> `[steps, batch, n_out]`, of `dtype` (int64 where there is none)."""
+        if self.gather is not None:
+            message = message[..., self.gather]
+        x = message.flatten(0, 1)
+        out = self._plain(x) if self.dtype is None else self._apply(x.to(self.dtype))
+        out = out.unflatten(0, message.shape[:2])
+        return out if self.scatter is None else out[..., self.scatter]
+
+    def _apply(self, x: Tensor) -> Tensor:
+        match self.map:
+            case ConvMap() as conv:
+                c, h, w = conv.in_shape
+                x = x.reshape(-1, h, w, c).permute(0, 3, 1, 2)
+                y = convolve(conv, x, self.weight)
+                return y.permute(0, 2, 3, 1).reshape(len(x), -1)
+            case DenseMap():
+                return F.linear(x, self.weight)
+            case OneToOne():
+                return x * self.weight
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """In int64, through the map's own definition, whose order is the neurons'."""
+        match self.map:
+            case ConvMap() as conv:
+                c, h, w = conv.in_shape
+                whole = x.cpu().numpy().reshape(-1, h, w, c).transpose(0, 3, 1, 2)
+                out = conv.apply(whole).transpose(0, 2, 3, 1).reshape(len(whole), -1)
+            case DenseMap():
+                out = x.cpu().numpy().astype(np.int64) @ self.wiring.weight.T.astype(np.int64)
+            case OneToOne():
+                out = x.cpu().numpy().astype(np.int64) * self.wiring.weight
+        return torch.as_tensor(np.ascontiguousarray(out), device=self.device)
+
+
+def convolve(conv: ConvMap, x: Tensor, weight: Tensor) -> Tensor:
+    """torch's convolution on the CPU. On a GPU its library may choose a Winograd transform, which
+    rounds; there the patches are laid out and multiplied, which does not."""
+    if x.device.type == "cpu":
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv_by_patches(conv, x, weight)
+
+
+def conv_by_patches(conv: ConvMap, x: Tensor, weight: Tensor) -> Tensor:
+    """As `F.conv2d`, by one product a group; x `[batch, C, H, W]`."""
+    (py, px), (sy, sx), (dy, dx) = conv.padding, conv.stride, conv.dilation
+    x = F.pad(x, [px, px, py, py]).contiguous()
+    c_out, per_group, k_y, k_x = weight.shape
+    _, rows, cols = conv.out_shape
+    n, c = x.shape[:2]
+    s_n, s_c, s_y, s_x = x.stride()
+    patches = x.as_strided(
+        (conv.groups, n, rows, cols, c // conv.groups, k_y, k_x),
+        (s_c * per_group, s_n, s_y * sy, s_x * sx, s_c, s_y * dy, s_x * dx),
+    )
+    flat = patches.reshape(conv.groups, n * rows * cols, per_group * k_y * k_x)
+    by_group = weight.reshape(conv.groups, c_out // conv.groups, -1)
+    out = torch.bmm(flat, by_group.transpose(1, 2))
+    out = out.reshape(conv.groups, n, rows, cols, -1).permute(1, 0, 4, 2, 3)
+    return out.reshape(n, c_out, rows, cols)
+
+
+def wrapped(x: Tensor, bits: int) -> Tensor:
+    half = 1 << (bits - 1)
+    return ((x + half) & (2 * half - 1)) - half
+
+
+class DenseBackend:
+    """See the module."""
+
+    def __init__(self, program: Program, device: str = "cpu") -> None:
+        self.plan: Plan = plan(program)
+        self.device = torch.device(device)
+        self._synapses: dict[str, Synapses] = {}
+        self._params: dict[str, tuple[Tensor, ...]] = {}
+
+    def synapses(self, wiring: Wiring) -> Synapses:
+        p = wiring.projection
+        if p.name not in self._synapses:
+            arrival = self.plan.arrival[p.target]
+            self._synapses[p.name] = Synapses(
+                wiring, arrival.raw[p.name], arrival.float32, self.device
+            )
+        return self._synapses[p.name]
+
+    def load(self, x: np.ndarray) -> Tensor:
+        small = x.min(initial=0) >= 0 and x.max(initial=0) <= 255
+        return torch.as_tensor(x.astype(np.uint8 if small else np.int32), device=self.device)
+
+    def arrive(self, name: str, incoming: Incoming, batch: int) -> Tensor:
+        """The sum of everything that reaches a population, `[1 or steps, batch, n]`."""
+        exact = self.plan.arrival[name].float32
+        total: Tensor | None = None
+        for wiring, message in incoming:
+            part = self.synapses(wiring)(message)
+            part = part if exact else self._shifted(wiring, part)
+            if total is None:
+                total = part
+            elif total.shape[0] >= part.shape[0]:
+                total += part  # only this engine holds it
+            else:
+                total = total + part
+        if total is None:
+            size = self.plan.populations[name].size
+            return torch.zeros(1, batch, size, dtype=torch.int32, device=self.device)
+        return total
+
+    def _shifted(self, wiring: Wiring, part: Tensor) -> Tensor:
+        moved = part.to(torch.int64) << wiring.projection.exponent
+        return wrapped(moved, 24) if isinstance(wiring.projection.map, ConvMap) else moved
+
+    def drive(
+        self, name: str, incoming: Incoming, steps: int, batch: int, state: Any, record: bool
+    ) -> Driven:
+        total = self.arrive(name, incoming, batch)
+        if name not in self.plan.cells:
+            sent = wrapped(total.to(torch.int64), 32).to(torch.int32)
+            return Driven(
+                sent if sent.shape[0] == steps else sent.expand(steps, -1, -1).contiguous()
+            )
+        if self.device.type == "cpu":
+            return scan_cpu(self.plan, name, total.numpy(), steps, state, record)
+        return self._scan_torch(name, total, steps, state, record)
+
+    def _scan_torch(self, name: str, total: Tensor, steps: int, state: Any, record: bool) -> Driven:
+        from ranvier.sim.scan_torch import scan
+
+        cell = self.plan.cells[name]
+        if name not in self._params:
+            self._params[name] = tuple(
+                torch.as_tensor(a, device=self.device) for a in cell.arrays()
+            )
+        return scan(cell, self._params[name], total, steps, state, record)
+
+    def counts(self, sent: Tensor, plain: bool) -> tuple[np.ndarray, ...]:
+        if self.device.type == "cpu":
+            return counts_cpu(self.numpy(sent), plain)
+        some = (sent != 0).sum(1).cpu().numpy()
+        if plain:
+            return some, some, some.sum(1)
+        payload = sent.to(torch.int64).abs().sum((1, 2)).cpu().numpy()
+        return some, (sent == 1).sum(1).cpu().numpy(), payload
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts)
+
+    def quiet(self, like: Tensor, steps: int) -> Tensor:
+        return like.new_zeros(steps, *like.shape[1:])
+
+    def numpy(self, message: Tensor) -> np.ndarray:
+        array: np.ndarray = message.cpu().numpy()
+        return array
+
+
+def scan_cpu(
+    plan: Plan, name: str, total: np.ndarray, steps: int, state: Any, record: bool
+) -> Driven:
+    """The compartments of one population over all steps; arrays in and tensors out."""
+    from ranvier.sim.scan_kernels import scan
+
+    cell = plan.cells[name]
+    if total.dtype == np.int64 and not cell.wide:
+        total = total.astype(np.int32)
+    batch, n = total.shape[1:]
+    u, v = state if state is not None else (np.zeros((batch, n), cell.dtype) for _ in range(2))
+    sent = np.empty((steps, batch, n), np.uint8)
+    us, vs = (np.empty((steps, batch, n) if record else (0, 0, 0), cell.dtype) for _ in range(2))
+    kernel = scan(cell.reset, cell.timing, cell.memory, record, cell.wide)
+    kernel(np.ascontiguousarray(total), u, v, *cell.arrays(), cell.v_reset, sent, us, vs)
+    out = torch.from_numpy(sent)
+    if record:
+        return Driven(out, torch.from_numpy(us), torch.from_numpy(vs), (u, v))
+    return Driven(out, state=(u, v))
+
+
+def counts_cpu(sent: np.ndarray, plain: bool) -> tuple[np.ndarray, ...]:
+    """(messages that are not zero, those that are 1, payload): `[steps, n]` twice, `[steps]`."""
+    from ranvier.sim import scan_kernels
+
+    steps, _, n = sent.shape
+    some = np.zeros((steps, n), np.int64)
+    if plain:
+        scan_kernels.tally()(sent, some)
+        return some, some, some.sum(1)
+    ones, payload = np.zeros_like(some), np.zeros(steps, np.int64)
+    scan_kernels.tally_graded()(sent, some, ones, payload)
+    return some, ones, payload
+
+
+@contextlib.contextmanager
+def exact_kernels() -> Iterator[None]:
+    """torch without the kernels that round: NNPACK's transforms, TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+_BACKENDS: weakref.WeakKeyDictionary[Program, dict[str, DenseBackend]] = weakref.WeakKeyDictionary()
+
+
+def backend(program: Program, device: str = "cpu") -> DenseBackend:
+    """The backend of a program on a device, with its weights laid out once.
+
+    Raises RangeError for a device that torch does not have here.
+    """
+    made = _BACKENDS.setdefault(program, {})
+    if device not in made:
+        kind = device.split(":")[0]
+        if kind not in CHUNK_BYTES or (kind == "cuda" and not torch.cuda.is_available()):
+            raise RangeError(f"run: device '{device}' is not available here; 'cpu' is")
+        made[device] = DenseBackend(program, device)
+    return made[device]
+
+
+def chunk_size(plan: Plan, steps: int, device: str) -> int:
+    """How many samples to run at once."""
+    widest = max(p.size for p in plan.populations.values())
+    return max(1, CHUNK_BYTES[device.split(":")[0]] // (4 * steps * widest))
+
+
+def run_dense(
+    program: Program, x: np.ndarray, record: tuple[str, ...] = (), *, device: str = "cpu"
+) -> Result:
+    """The Result of whole numbers x `[time, batch, *shape]`; device "cpu" or "cuda"."""
+    use = backend(program, device)
+    size = chunk_size(use.plan, len(x), device)
+    with exact_kernels():
+        parts = [Walk(use, x[:, i : i + size], record).run() for i in range(0, x.shape[1], size)]
+    whole = joined(parts)
+    assert isinstance(whole.ledger, Ledger)
+    return finish(program, whole.sent, whole.states, record, whole.ledger, "dense")

@@ -1,0 +1,183 @@
+"""The walk that all fast engines share: layer by layer over all steps, or step by step where a cycle is.
+
+An engine is a `Backend`: it turns the messages that reach a population into what that population
+sends. Messages are `[steps, batch, n]` in inner layout (numpy, or torch on a GPU); a message that is
+the same at every step may have one step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ranvier.sim.layout import Wiring, inner, outer
+from ranvier.sim.ledger import Counter, Ledger
+from ranvier.sim.plan import Plan
+
+Message: TypeAlias = Any
+Incoming: TypeAlias = "list[tuple[Wiring, Message]]"
+
+
+@dataclass
+class Driven:
+    """What a population did: messages, u and v `[steps, batch, n]` (None unless asked), and its state."""
+
+    sent: Message
+    u: Any = None
+    v: Any = None
+    state: Any = None
+
+
+class Backend(Protocol):
+    """How one engine computes."""
+
+    plan: Plan
+
+    def load(self, x: np.ndarray) -> Message: ...
+
+    def drive(
+        self, name: str, incoming: Incoming, steps: int, batch: int, state: Any, record: bool
+    ) -> Driven: ...
+
+    def counts(self, sent: Message, plain: bool) -> tuple[np.ndarray, ...]: ...
+
+    def join(self, parts: list[Message]) -> Message: ...
+
+    def quiet(self, like: Message, steps: int) -> Message: ...
+
+    def numpy(self, message: Message) -> np.ndarray: ...
+
+
+@dataclass
+class Outcome:
+    """Series `[time, batch, *shape]` of what was kept, and the counts."""
+
+    sent: dict[str, np.ndarray] = field(default_factory=dict)
+    states: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {"u": {}, "v": {}})
+    ledger: Ledger | None = None
+
+
+class Walk:
+    """One run of x `[time, batch, *shape]`, whole numbers, through a backend."""
+
+    def __init__(self, backend: Backend, x: np.ndarray, record: tuple[str, ...]) -> None:
+        self.backend, self.plan, self.record = backend, backend.plan, record
+        self.steps, self.batch = x.shape[:2]
+        self.readout = self.plan.program.readout
+        self.counter = Counter(self.plan.program, self.steps, self.batch)
+        self.outcome = Outcome()
+        self.entry = self._entry(x)
+
+    def _entry(self, x: np.ndarray) -> Message:
+        name = next(n for n, p in self.plan.populations.items() if p.is_input)
+        held = self.steps > 1 and is_held(x)
+        flat = (x[:1] if held else x).reshape(1 if held else self.steps, self.batch, -1)
+        return self.backend.load(inner(flat, self.plan.frames[name]))
+
+    def run(self) -> Outcome:
+        (self._by_step if self.plan.cyclic else self._by_layer)()
+        self.outcome.ledger = self.counter.ledger()
+        return self.outcome
+
+    def _records(self, name: str) -> bool:
+        membrane = self.readout.kind == "membrane" and self.readout.population == name
+        return membrane or "u" in self.record or "v" in self.record
+
+    def _by_layer(self) -> None:
+        live: dict[str, Message] = {}
+        for name, population in self.plan.populations.items():
+            if population.is_input:
+                done = Driven(self.entry)
+            else:
+                into = self.plan.into[name]
+                incoming = [
+                    (self.plan.wirings[p.name], self._late(live[p.source], p.lag)) for p in into
+                ]
+                done = self.backend.drive(
+                    name, incoming, self.steps, self.batch, None, self._records(name)
+                )
+            live[name] = done.sent
+            self._keep(name, done)
+            for source in {p.source for p in self.plan.into[name]} | {name}:
+                if self.plan.last_reader.get(source, name) == name:
+                    del live[source]
+
+    def _late(self, message: Message, lag: int) -> Message:
+        if lag == 0:
+            return message
+        if message.shape[0] == 1 and self.steps > 1:
+            message = self.backend.join([message] * self.steps)
+        quiet = self.backend.quiet(message, min(lag, self.steps))
+        return self.backend.join([quiet, message])[: self.steps]
+
+    def _by_step(self) -> None:
+        past: dict[str, list[Driven]] = {name: [] for name in self.plan.populations}
+        for t in range(self.steps):
+            for name, population in self.plan.populations.items():
+                if population.is_input:
+                    held = self.entry.shape[0] == 1
+                    past[name].append(Driven(self.entry if held else self.entry[t : t + 1]))
+                    continue
+                incoming = [
+                    (self.plan.wirings[p.name], past[p.source][t - p.lag].sent)
+                    for p in self.plan.into[name]
+                    if t >= p.lag
+                ]
+                state = past[name][-1].state if t else None
+                done = self.backend.drive(name, incoming, 1, self.batch, state, self._records(name))
+                past[name].append(done)
+        for name, series in past.items():
+            join = self.backend.join
+            u, v = (
+                join([getattr(d, k) for d in series]) if getattr(series[0], k) is not None else None
+                for k in ("u", "v")
+            )
+            self._keep(name, Driven(join([d.sent for d in series]), u, v))
+
+    def _keep(self, name: str, done: Driven) -> None:
+        """Counts what was sent, and keeps the series that were asked for."""
+        population = self.plan.populations[name]
+        frame = self.plan.frames[name]
+        some, plain, payload = self.backend.counts(done.sent, not population.graded)
+        held = len(some) == 1 and self.steps > 1
+        full = [np.repeat(c, self.steps, 0) if held else c for c in (some, plain, payload)]
+        self.counter.add_counts(name, outer(full[0], frame), outer(full[1], frame), full[2])
+        if "spikes" in self.record or name == self.readout.population:
+            self.outcome.sent[name] = self._series(name, done.sent)
+        shape = (self.steps, self.batch, *population.shape)
+        for key in ("u", "v"):
+            value = getattr(done, key)
+            if not self._records(name):
+                continue
+            series = (
+                np.zeros(shape, np.int64) if value is None else self._series(name, value, np.int64)
+            )
+            self.outcome.states[key][name] = series
+
+    def _series(self, name: str, message: Message, dtype: Any = None) -> np.ndarray:
+        """A message as `[time, batch, *shape]` in the neurons' own order."""
+        own = outer(self.backend.numpy(message), self.plan.frames[name])
+        shaped = own.reshape(-1, self.batch, *self.plan.populations[name].shape)
+        full = np.broadcast_to(shaped, (self.steps, *shaped.shape[1:]))
+        return full if dtype is None else full.astype(dtype)
+
+
+def is_held(x: np.ndarray) -> bool:
+    """Whether x is the same at every step."""
+    return x.strides[0] == 0 or all(np.array_equal(step, x[0]) for step in x[1:])
+
+
+def joined(outcomes: list[Outcome]) -> Outcome:
+    """The outcomes of parts of a batch as one."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    first = outcomes[0]
+    sent = {n: np.concatenate([o.sent[n] for o in outcomes], 1) for n in first.sent}
+    states = {
+        k: {n: np.concatenate([o.states[k][n] for o in outcomes], 1) for n in part}
+        for k, part in first.states.items()
+    }
+    ledgers = [o.ledger for o in outcomes if o.ledger is not None]
+    return Outcome(sent, states, sum(ledgers[1:], ledgers[0]))

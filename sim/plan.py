@@ -1,0 +1,115 @@
+"""What the fast engines derive from a Program once: layouts, bounds, cells as arrays; kept while it lives."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ranvier.deploy.cells import SHIFT, Cell
+from ranvier.deploy.program import Population, Program
+from ranvier.sim import bounds
+from ranvier.sim.layout import Frame, Wiring, frames, inner, wire
+
+RESETS = ("zero", "subtract", "none")
+TIMINGS = ("immediate", "delayed", "carry")
+
+
+@dataclass(frozen=True, eq=False)
+class CellPlan:
+    """A compartment's parameters as arrays `[n]` in inner order, of the scan's integer type."""
+
+    reset: int
+    timing: int
+    memory: bool
+    wide: bool
+    k_u: np.ndarray
+    k_v: np.ndarray
+    theta: np.ndarray
+    bias: np.ndarray
+    jump: np.ndarray
+    v_reset: int
+
+    @property
+    def dtype(self) -> type[np.signedinteger]:
+        return np.int64 if self.wide else np.int32
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.k_u, self.k_v, self.theta, self.bias, self.jump
+
+
+def plan_cell(cell: Cell, population: Population, frame: Frame, wide: bool) -> CellPlan:
+    dtype = np.int64 if wide else np.int32
+
+    def spread(value: object) -> np.ndarray:
+        full = np.broadcast_to(np.asarray(value, np.int64), population.shape).reshape(-1)
+        return inner(full, frame).astype(dtype)
+
+    k_u = spread(4095 - np.asarray(cell.du, np.int64))
+    return CellPlan(
+        RESETS.index(cell.reset), TIMINGS.index(cell.timing), bool(k_u.any()), wide, k_u,
+        spread(4096 - np.asarray(cell.dv, np.int64)), spread(cell.theta), spread(cell.bias),
+        spread(np.asarray(cell.vth, np.int64) << SHIFT), cell.v_reset,
+    )  # fmt: skip
+
+
+class Plan:
+    """The derived facts of one Program; see each property."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = weakref.ref(program)
+        self.populations = dict(program.populations)
+        self.projections = dict(program.projections)
+        self.into = {name: program.into(name) for name in program.populations}
+        self.frames = frames(program)
+        self.sent = bounds.sent_at_most(program)
+        self.arrival = {
+            name: bounds.arrival(program, name, self.sent) for name in program.populations
+        }
+        self.wirings = {
+            p.name: wire(p, self.frames[p.source], self.frames[p.target])
+            for p in program.projections.values()
+        }
+        self.cells = {
+            p.name: plan_cell(p.cell, p, self.frames[p.name], self._wide(p))
+            for p in program
+            if p.cell is not None and not p.cell.graded
+        }
+
+    @property
+    def program(self) -> Program:
+        program = self._program()
+        assert program is not None
+        return program
+
+    def _wide(self, p: Population) -> bool:
+        v_reset = p.cell.v_reset if p.cell is not None else 0
+        return self.arrival[p.name].total > bounds.NARROW or abs(v_reset) > 2**23
+
+    def binary(self, name: str) -> bool:
+        """Whether a population's messages are proved to be 0 or 1."""
+        p = self.populations[name]
+        return p.lo >= 0 and p.hi <= 1 if p.is_input else name in self.cells
+
+    @cached_property
+    def cyclic(self) -> bool:
+        """Whether a projection goes back, or to its own source."""
+        place = {name: i for i, name in enumerate(self.populations)}
+        return any(place[p.source] >= place[p.target] for p in self.projections.values())
+
+    @cached_property
+    def last_reader(self) -> dict[str, str]:
+        """name -> the last population, in order, that takes its messages."""
+        return {p.source: name for name, into in self.into.items() for p in into}
+
+
+_PLANS: weakref.WeakKeyDictionary[Program, Plan] = weakref.WeakKeyDictionary()
+
+
+def plan(program: Program) -> Plan:
+    """The Plan of a program, made on first use."""
+    if program not in _PLANS:
+        _PLANS[program] = Plan(program)
+    return _PLANS[program]
