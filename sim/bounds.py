@@ -55,7 +55,7 @@ def row_sums(linear: LinearMap) -> int:
 
 
 def sent_at_most(program: Program) -> dict[str, int]:
-    """name -> bound on |message|. A relay is bounded by what it receives, not by what it declares."""
+    """name -> bound on |message|. A relay's is what it can receive, not what it declares."""
     found = {p.name: _declared(p) for p in program}
     for population in program:
         if _is_relay(population):

@@ -57,7 +57,7 @@ class Synapses:
             self.weight = self.weight.contiguous(memory_format=last)
 
     def __call__(self, message: Tensor) -> Tensor:
-        """`[steps, batch, n_in]` -> `[steps, batch, n_out]`, of `dtype` (int64 where there is none)."""
+        """`[steps, batch, n_in]` -> `[steps, batch, n_out]`, of `dtype`, or int64."""
         if self.gather is not None:
             message = message[..., self.gather]
         x = message.flatten(0, 1)
@@ -217,14 +217,15 @@ def scan_cpu(
     from ranvier.sim.scan_kernels import scan
 
     cell = plan.cells[name]
-    if total.dtype == np.int64 and not cell.wide:
-        total = total.astype(np.int32)
+    if not cell.wide:
+        total = total.astype(np.float32, copy=False)  # below 2**18, so exact
     batch, n = total.shape[1:]
     u, v = state if state is not None else (np.zeros((batch, n), cell.dtype) for _ in range(2))
     sent = np.empty((steps, batch, n), np.uint8)
     us, vs = (np.empty((steps, batch, n) if record else (0, 0, 0), cell.dtype) for _ in range(2))
-    kernel = scan(cell.reset, cell.timing, cell.memory, record, cell.wide)
-    kernel(np.ascontiguousarray(total), u, v, *cell.arrays(), cell.v_reset, sent, us, vs)
+    kinds = (cell.v_reset, cell.reset, cell.timing)
+    kernel = scan(cell.memory or cell.wide)
+    kernel(np.ascontiguousarray(total), u, v, *cell.arrays(), *kinds, sent, us, vs)
     out = torch.from_numpy(sent)
     if record:
         return Driven(out, torch.from_numpy(us), torch.from_numpy(vs), (u, v))

@@ -1,8 +1,8 @@
-"""The walk that all fast engines share: layer by layer over all steps, or step by step where a cycle is.
+"""The walk of all fast engines: layer by layer over all steps, or step by step where a cycle is.
 
 An engine is a `Backend`: it turns the messages that reach a population into what that population
-sends. Messages are `[steps, batch, n]` in inner layout (numpy, or torch on a GPU); a message that is
-the same at every step may have one step.
+sends. Messages are `[steps, batch, n]` in inner layout (numpy or torch); a message that is the same
+at every step may have one step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Incoming: TypeAlias = "list[tuple[Wiring, Message]]"
 
 @dataclass
 class Driven:
-    """What a population did: messages, u and v `[steps, batch, n]` (None unless asked), and its state."""
+    """What a population did: messages, u and v `[steps, batch, n]` (where asked), its state."""
 
     sent: Message
     u: Any = None

@@ -41,7 +41,7 @@ def outer(a: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def frames(program: Program) -> dict[str, Frame]:
-    """name -> the frame that most of its convolutions agree with: none of them need reorder then."""
+    """name -> the frame of its first convolution, or its own shape."""
     found: dict[str, Frame] = {}
     for population in program:
         seen = [

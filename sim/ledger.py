@@ -26,7 +26,7 @@ PROJECTION_COUNTS = ("n_events", "n_synops", "n_synops_zero", "n_mults")
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What one population did: arrays `[time, batch, *shape]`; u and v where they were asked for."""
+    """What one population did: arrays `[time, batch, *shape]`; u and v where asked for."""
 
     spikes: np.ndarray | None = None
     u: np.ndarray | None = None
@@ -154,7 +154,7 @@ def _plain(part: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
 
 
 def fan_out(linear: LinearMap) -> tuple[np.ndarray, np.ndarray]:
-    """(synapses with a weight, synapses with weight zero) of each source neuron, `[n_in]`, int64."""
+    """(synapses with a weight, synapses with weight zero) of each source, `[n_in]`, int64."""
     match linear:
         case DenseMap():
             used = (linear.weight != 0).sum(0).astype(np.int64)
@@ -267,7 +267,7 @@ def payload_bits(population: Population) -> int:
 
 
 def _late(counts: np.ndarray, lag: int) -> np.ndarray:
-    """Counts by the step in which they arrive; what would arrive after the last step is not counted."""
+    """Counts by the step in which they arrive; those after the last step drop."""
     if lag == 0:
         return counts
     return np.concatenate([np.zeros_like(counts[:lag]), counts])[: len(counts)]

@@ -1,4 +1,4 @@
-"""What the fast engines derive from a Program once: layouts, bounds, cells as arrays; kept while it lives."""
+"""What the fast engines derive from a Program once: layouts, bounds, cells as arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ranvier.deploy.cells import SHIFT, Cell
 from ranvier.deploy.program import Population, Program
 from ranvier.sim import bounds
-from ranvier.sim.layout import Frame, Wiring, frames, inner, wire
+from ranvier.sim.layout import Frame, frames, inner, wire
 
 RESETS = ("zero", "subtract", "none")
 TIMINGS = ("immediate", "delayed", "carry")

@@ -52,7 +52,7 @@ def finish(
     ledger: Ledger,
     engine: str,
 ) -> Result:
-    """A Result from what populations sent and the states that are known, all `[time, batch, *shape]`.
+    """A Result from what populations sent and the known states, all `[time, batch, *shape]`.
 
     states  "u" and "v" -> name -> series, where recorded (v of the output for a membrane readout)
     """
@@ -82,7 +82,7 @@ def run_plain(program: Program, x: np.ndarray, record: tuple[str, ...] = ()) -> 
     return finish(program, series.sent, states, record, counter.ledger(), "reference")
 
 
-# engine -> (module, function), imported when first used; each takes (program, whole-number x, record)
+# engine -> (module, function), imported when first used
 _ENGINES = {
     "reference": ("ranvier.sim.runner", "run_plain"),
     "dense": ("ranvier.sim.dense", "run_dense"),

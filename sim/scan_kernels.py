@@ -33,72 +33,65 @@ def _decay(x, k, like):  # type: ignore[no-untyped-def]
     return whole(high + whole(low >> 12))
 
 
+@njit  # type: ignore[misc, unused-ignore]
+def _step(memory, a, u, v, p, v_reset, reset, timing, sent):  # type: ignore[no-untyped-def]
+    """One step of a chunk; conditions are selects, so that the loop is one run of vectors."""
+    k_u, k_v, theta, bias, jump = p
+    whole, wide = v.dtype.type, v.itemsize == 8
+    zero, keep = reset == 0, (reset == 2) | (timing == 1)
+    late_zero, late_subtract = zero & (timing == 1), (reset == 1) & (timing != 0)
+    carry, low = (reset == 1) & (timing == 2), whole(v_reset)
+    for i in range(len(sent)):
+        x = whole(a[i])
+        x = whole(i32(i64(i32(x)) << 6)) if wide else whole(x << 6)
+        y, th, jp = v[i], theta[i], jump[i]
+        if memory:
+            x = whole(x + _decay(u[i], k_u[i], v))
+        x = whole(x - 2 * FOLD) if x > FOLD else x
+        x = whole(x + 2 * FOLD) if x <= -FOLD else x
+        late = y > th
+        y = low if late & late_zero else y
+        h = whole(whole(_decay(y, k_v[i], v) + x) + bias[i])
+        h = whole(h - jp) if late & late_subtract else h
+        h = whole(min(max(h, -V_MAX), V_MAX))
+        fired = h > th
+        sent[i] = fired
+        back = whole(h - jp) if fired else h
+        back = whole(back + jp) if late & carry else back
+        back = whole(min(max(back, -V_MAX), V_MAX))
+        y = (low if fired else h) if zero else back
+        v[i] = h if keep else y
+        u[i] = x
+
+
 @functools.cache
-def scan(reset: int, timing: int, memory: bool, record: bool, wide: bool) -> Callable[..., None]:
-    """The kernel of one kind of cell.
+def scan(memory: bool) -> Callable[..., None]:
+    """The kernel for compartments whose u outlives a step, or does not.
 
-    reset, timing  places in RESETS, TIMINGS;  memory: whether u outlives a step;  record: whether
-    u and v are written.  Arguments: a `[1 or steps, batch, n]` (one step: the same at every step);
-    u, v `[batch, n]`, changed in place; k_u, k_v (4096 - decay), theta, bias, jump `[n]`; v_reset;
-    sent `[steps, batch, n]` uint8; us, vs `[steps, batch, n]`, or empty.
+    Arguments: a `[1 or steps, batch, n]` (one step: the same at every step); u, v `[batch, n]`,
+    int32 or int64, changed in place; k_u, k_v (4096 - decay), theta, bias, jump `[n]`; v_reset;
+    reset, timing, places in RESETS and TIMINGS; sent `[steps, batch, n]` uint8; us, vs as sent, of
+    u's type, or empty where the states are not recorded.
     """
-    late_zero = reset == 0 and timing == 1
-    late_subtract = reset == 1 and timing != 0
-    keep = reset == 2 or timing == 1
-    carry = timing == 2
 
-    def kernel(a, u, v, k_u, k_v, theta, bias, jump, v_reset, sent, us, vs):  # type: ignore[no-untyped-def]
+    def kernel(  # type: ignore[no-untyped-def]
+        a, u, v, k_u, k_v, theta, bias, jump, v_reset, reset, timing, sent, us, vs
+    ):
         steps, batch, n = sent.shape
-        held = a.shape[0] == 1
-        whole = v.dtype.type
+        held, record = a.shape[0] == 1, us.size > 0
         n_chunks = (n + CHUNK - 1) // CHUNK
         for job in prange(batch * n_chunks):
             b = job // n_chunks
             lo = (job % n_chunks) * CHUNK
-            m = min(CHUNK, n - lo)
-            u_b, v_b = u[b, lo : lo + m], v[b, lo : lo + m]
-            ku_b, kv_b = k_u[lo : lo + m], k_v[lo : lo + m]
-            th_b, bias_b, jump_b = theta[lo : lo + m], bias[lo : lo + m], jump[lo : lo + m]
+            hi = min(n, lo + CHUNK)
+            p = (k_u[lo:hi], k_v[lo:hi], theta[lo:hi], bias[lo:hi], jump[lo:hi])
+            u_b, v_b = u[b, lo:hi], v[b, lo:hi]
             for t in range(steps):
-                a_t = a[0 if held else t, b, lo : lo + m]
-                s_t = sent[t, b, lo : lo + m]
-                for i in range(m):
-                    x = whole(a_t[i])
-                    if wide:
-                        x = whole(i32(whole(i32(x)) << 6))
-                    else:
-                        x = whole(x << 6)
-                    y = v_b[i]
-                    if memory:
-                        x = whole(x + _decay(u_b[i], ku_b[i], v))
-                    x = whole(x - 2 * FOLD) if x > FOLD else x
-                    x = whole(x + 2 * FOLD) if x <= -FOLD else x
-                    late = y > th_b[i]
-                    if late_zero:
-                        y = whole(v_reset) if late else y
-                    h = whole(whole(_decay(y, kv_b[i], v) + x) + bias_b[i])
-                    if late_subtract:
-                        h = whole(h - jump_b[i]) if late else h
-                    h = whole(V_MAX) if h > V_MAX else h
-                    h = whole(-V_MAX) if h < -V_MAX else h
-                    fired = h > th_b[i]
-                    s_t[i] = fired
-                    if keep:
-                        y = h
-                    elif reset == 0:
-                        y = whole(v_reset) if fired else h
-                    else:
-                        y = whole(h - jump_b[i]) if fired else h
-                        if carry:
-                            y = whole(y + jump_b[i]) if late else y
-                        y = whole(V_MAX) if y > V_MAX else y
-                        y = whole(-V_MAX) if y < -V_MAX else y
-                    v_b[i] = y
-                    if memory or record:
-                        u_b[i] = x
+                a_t = a[0 if held else t, b, lo:hi]
+                _step(memory, a_t, u_b, v_b, p, v_reset, reset, timing, sent[t, b, lo:hi])
                 if record:
-                    us_t, vs_t = us[t, b, lo : lo + m], vs[t, b, lo : lo + m]
-                    for i in range(m):
+                    us_t, vs_t = us[t, b, lo:hi], vs[t, b, lo:hi]
+                    for i in range(hi - lo):
                         us_t[i] = u_b[i]
                         vs_t[i] = v_b[i]
 
@@ -128,7 +121,7 @@ def tally() -> Callable[..., None]:
 
 @functools.cache
 def tally_graded() -> Callable[..., None]:
-    """As `tally`, with plain `[steps, n]` (messages that are 1) and payload `[steps]` (sum of |message|)."""
+    """As `tally`, with plain `[steps, n]` (messages of 1) and payload `[steps]` (sum of |message|)."""
 
     def kernel(sent, some, plain, payload):  # type: ignore[no-untyped-def]
         steps, batch, n = sent.shape
