@@ -1,0 +1,145 @@
+"""snntorch 1.0 neurons and ours as neuron models: the names and quirks of that border.
+
+snntorch's rule, v kept before its reset: v = beta v + x - reset * threshold, reset where the v
+before exceeded the threshold; that is timing "delayed". `reset_delay=False` lowers v at once but not
+twice, which is timing "carry". Ours resets at once, at every spike: timing "immediate".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ranvier.export.neurons import LIF, CubaLIF, NeuronModel, Param, Timing
+from ranvier.export.trace_values import Port, array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How one snntorch class is called: its arguments and outputs, each with the port it carries."""
+
+    states: tuple[tuple[str, Port], ...]  # argument of forward (and attribute) -> port
+    outputs: tuple[Port, ...]
+    recurrent: bool = False
+
+
+_LEAKY = Cell((("mem", "v"),), ("out", "v"))
+_SYNAPTIC = Cell((("syn", "u"), ("mem", "v")), ("out", "u", "v"))
+_RLEAKY = Cell((("spk", "out"), ("mem", "v")), ("out", "v"), recurrent=True)
+_RSYNAPTIC = Cell((("spk", "out"), ("syn", "u"), ("mem", "v")), ("out", "u", "v"), recurrent=True)
+
+
+def cell(module: nn.Module) -> Cell | None:
+    """How that neuron is called; None where the class is unknown."""
+    import snntorch
+
+    from ranvier.train import neurons as ours
+
+    known: dict[type[Any], Cell] = {
+        snntorch.Leaky: _LEAKY,
+        snntorch.Lapicque: _LEAKY,
+        snntorch.Synaptic: _SYNAPTIC,
+        snntorch.RLeaky: _RLEAKY,
+        snntorch.RSynaptic: _RSYNAPTIC,
+        ours.LIF: _LEAKY,
+        ours.IF: _LEAKY,
+        ours.PLIF: _LEAKY,
+        ours.CUBA: _SYNAPTIC,
+    }
+    found = known.get(type(module))
+    if found is None:  # a subclass that keeps the forward pass of its parent is its parent
+        for base, kind in known.items():
+            if isinstance(module, base) and type(module).forward is base.forward:
+                return kind
+    return found
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a neuron has no model; None where it has one."""
+    m: Any = module
+    name = type(module).__name__
+    if cell(module) is None:
+        return f"the neuron {name} has no model here; Leaky, Synaptic, RLeaky and Lapicque have"
+    if m.inhibition:
+        return (
+            f"{name} with inhibition=True lets one neuron of a layer fire; a chip's are independent"
+        )
+    if m.state_quant:
+        return (
+            f"{name} with state_quant rounds its states by a function; quantize the graph instead"
+        )
+    low = bool((m.threshold < 0).any())
+    if low and not getattr(m, "reset_delay", True) and m.reset_mechanism == "zero":
+        return f"{name} with a threshold below 0 and reset_delay=False doubles its membrane"
+    return None
+
+
+def parameter(tensor: Any, shape: tuple[int, ...]) -> Param:
+    """A float for one number, else an array that broadcasts to a sample's shape."""
+    values = array(tensor)
+    if values.size == 1:
+        return float(values.reshape(()))
+    while values.ndim > len(shape) and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim < len(shape):  # torch aligns to the last axes
+        values = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+    return values
+
+
+def model_of(module: nn.Module, shape: tuple[int, ...]) -> NeuronModel:
+    """The neuron model of an snntorch neuron (or ours) on samples of `shape`."""
+    import snntorch
+
+    m: Any = module
+    common = {
+        "v_threshold": parameter(m.threshold, shape),
+        "reset": m.reset_mechanism,
+        "timing": _timing(m),
+        "v_reset": float(getattr(m, "v_reset", 0.0)),
+    }
+    beta = parameter(m.beta.clamp(0, 1), shape)
+    if isinstance(m, snntorch.Lapicque):
+        return LIF(**common, **_lapicque(m, shape), decay="euler")
+    r: Param = 1.0
+    if getattr(m, "decay_input", False):
+        r = parameter(1 - m.beta.clamp(0, 1), shape)
+    if isinstance(m, (snntorch.Synaptic, snntorch.RSynaptic)):
+        alpha = parameter(m.alpha.clamp(0, 1), shape)
+        if getattr(m, "decay_input", False):
+            return CubaLIF(**common, alpha=alpha, beta=beta, w_in=r)
+        return CubaLIF(**common, alpha=alpha, beta=beta)
+    return LIF(**common, beta=beta, r=r)
+
+
+def _timing(m: Any) -> Timing:
+    import snntorch
+
+    from ranvier.train import neurons as ours
+
+    if isinstance(m, (ours.LIF, ours.CUBA)):
+        return "immediate"
+    if isinstance(m, snntorch.RSynaptic) or getattr(m, "reset_delay", True):
+        # RSynaptic computes the prompt reset on a local variable and drops it
+        late = type(m).forward is not snntorch.Leaky.forward and m.reset_mechanism == "zero"
+        return "discard" if late else "delayed"
+    return "carry"
+
+
+def _lapicque(m: Any, shape: tuple[int, ...]) -> dict[str, Param]:
+    """v = (1 - dt / RC) v + (dt / C) x, in torch's own arithmetic."""
+    gain = m.R * (1 / (m.R * m.C)) * m.time_step
+    return {
+        "beta": parameter(1 - (m.time_step / (m.R * m.C)), shape),
+        "r": parameter(gain, shape),
+    }
+
+
+def graded(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The factor on the spikes, where it is not 1."""
+    factor = array(getattr(module, "graded_spikes_factor", 1.0))
+    return None if np.all(factor == 1) else np.asarray(parameter(factor, shape))

@@ -1,0 +1,326 @@
+"""torch -> Graph: a module is run once on real tensors, and what it did is written down.
+
+Three kinds of module are taken:
+
+    step    our networks, by their `.step(x_t)`, `.steps`, `.readout`
+    step    a module whose forward is one time step: x_t -> spikes, or (spikes, membrane)
+    loop    a module whose forward loops over time itself, and stacks, sums or averages what it finds
+
+What the operations mean is said in `trace_functions` (functions, operators), `trace_modules` and
+`trace_layers` (layers), `trace_neurons` (snntorch). Every trace is then run beside the module
+(`trace_verify`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ranvier.export.graph import Graph
+from ranvier.export.nodes import Dense, Input, Neuron, Output, Reduce
+from ranvier.export.trace_values import At, Final, Series, Sum, Value
+from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ranvier.export.trace_record import Chain, Recorder
+
+    Tensor = torch.Tensor
+
+TRACED_STEPS = 3  # the first, one after it, and one to compare that one with
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a module is run: `loop` says whether forward is the whole loop or one step."""
+
+    loop: bool
+    axis: int | None = None  # the sample's time axis; None: held at every step
+    total: int | None = None  # steps of the module's own loop
+    output: int | str = 0  # which of several returned values
+
+
+def trace(
+    net: nn.Module,
+    sample: Any,
+    *,
+    steps: int | None = None,
+    verify: bool = True,
+    output: int | str = 0,
+) -> Graph:
+    """The source Graph of a torch module, in eval mode; the module is left as it was.
+
+    net     snntorch neurons and torch layers: one of our networks, a module that computes one time
+            step, or one whose forward loops over time
+    sample  [batch, ...], held at every step, or [time, batch, ...]; torch or numpy
+    steps   time steps of the graph, where neither module nor sample says
+    verify  also run graph and module on the sample and on random input: spikes must be equal, other
+            values within 1e-5 (float32: 1e-4) of the largest
+    output  which one, where the module returns several: an index, or a key
+
+    What no chip can run becomes an Opaque node with the reason.
+    Raises UnsupportedError, naming the line, for what a graph cannot say, and where graph and module
+    differ, naming the layer and the step where that starts; ShapeError or RangeError for a sample
+    that does not fit.
+    """
+    import torch
+
+    if not isinstance(net, torch.nn.Module):
+        raise UnsupportedError(
+            f"trace: {type(net).__name__} is no torch.nn.Module; give the module"
+        )
+    x = sample if torch.is_tensor(sample) else torch.from_numpy(np.array(sample))
+    if x.ndim < 2 or 0 in x.shape:
+        raise ShapeError(
+            f"trace: the sample has the shape {tuple(x.shape)}; [batch, ...] or [time, batch, ...] "
+            "is needed, nothing empty"
+        )
+    if not x.is_floating_point():
+        x = x.float()
+    if steps is not None and steps < 1:
+        raise RangeError(f"trace: steps is {steps}; at least 1 is needed")
+    plan = _plan(net, x, output)
+    graph, recorder, plan = _trace_as(net, x, plan)
+    graph = replace(graph, steps=_steps_of(net, x, plan, steps))
+    if not verify:
+        return graph
+    from ranvier.export.trace_verify import verified
+
+    return verified(graph, net, x, plan, list(recorder.chains.values()))
+
+
+def is_ours(net: Any) -> bool:
+    """Whether the module has the interface of our networks."""
+    return callable(getattr(net, "step", None)) and isinstance(getattr(net, "steps", None), int)
+
+
+def rested(net: nn.Module) -> nn.Module:
+    """A copy in eval mode, its neurons at rest, so that no run touches the module itself."""
+    import snntorch
+
+    try:
+        made = copy.deepcopy(net)
+    except RuntimeError as error:  # states that carry a gradient
+        raise UnsupportedError(
+            f"trace: the module cannot be copied ({error}); call snntorch.utils.reset(net), or detach "
+            "the tensors that it keeps between calls"
+        ) from error
+    made.eval()
+    for module in made.modules():
+        if isinstance(module, snntorch.SpikingNeuron) and hasattr(module, "reset_mem"):
+            module.reset_mem()
+    if is_ours(made) and callable(getattr(made, "reset", None)):
+        cast(Any, made).reset()
+    return made
+
+
+def _plan(net: nn.Module, x: Tensor, output: int | str) -> Plan:
+    """Whether forward is a step or a loop, found by running it and counting the neurons' calls."""
+    shape = getattr(net, "input_shape", None)
+    if is_ours(net):
+        axis = 0 if shape is not None and x.ndim == len(shape) + 2 else None
+        return Plan(loop=False, axis=axis, output=output)
+    try:
+        counts = _count_calls(net, x)
+    except Exception as error:
+        if x.ndim < 3:
+            raise
+        try:
+            counts = _count_calls(net, x[0])
+        except Exception:
+            raise error from None
+        if counts and min(counts) > 1:
+            raise
+        return Plan(loop=False, axis=0, output=output)
+    if counts and min(counts) > 1:
+        return Plan(loop=True, total=min(counts), output=output)
+    return Plan(loop=False, output=output)
+
+
+def _count_calls(net: nn.Module, x: Tensor) -> list[int]:
+    """How often each neuron is called in one forward."""
+    import snntorch
+    import torch
+
+    made = rested(net)
+    counts: dict[int, int] = {}
+
+    def count(module: nn.Module, args: Any, out: Any) -> None:
+        counts[id(module)] = counts.get(id(module), 0) + 1
+
+    for module in made.modules():
+        if isinstance(module, snntorch.SpikingNeuron):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        made(x)
+    return list(counts.values())
+
+
+def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, Plan]:
+    """The graph as the plan says; the plan may learn on the way that the sample has a time axis."""
+    from ranvier.export.trace_record import TimeAxis
+
+    try:
+        graph, recorder = _record(net, x, plan, can_restart=plan.axis is None)
+    except TimeAxis as found:
+        plan = replace(plan, axis=found.axis)
+        graph, recorder = _record(net, x, plan, can_restart=False)
+    first = [n for n in graph if graph.inputs[0].name in n.inputs]
+    vectors = all(isinstance(n, (Dense, Neuron)) for n in first)
+    if not plan.loop and plan.axis is None and x.ndim > 2 and vectors:
+        plan = replace(plan, axis=0)  # [time, batch, features]: a Linear takes any shape
+        graph, recorder = _record(net, x, plan, can_restart=False)
+    return graph, recorder, plan
+
+
+def _record(net: nn.Module, x: Tensor, plan: Plan, can_restart: bool) -> tuple[Graph, Recorder]:
+    from ranvier.export.trace_record import Recorder, drive, recording
+
+    made = rested(net)
+    lead = 1 if plan.axis is None else 2
+    entry = Input(name="input", shape=tuple(x.shape[lead:]))
+    recorder = Recorder(made, entry, plan.total if plan.loop else None)
+    recorder.can_restart = can_restart and plan.loop
+    with recording(recorder):
+        if plan.loop:
+            held = x.clone()
+            recorder.know(held, _sample_value(plan, x, entry))
+            returned = drive(lambda: made(held))
+            value = recorder.value(_chosen(returned, plan.output))
+        else:
+            value = _drive_steps(recorder, made, x, plan)
+    return _graph_of(recorder, made, value, plan), recorder
+
+
+def _sample_value(plan: Plan, x: Tensor, entry: Input) -> Value:
+    if plan.axis is None:
+        return At(entry.name, None)
+    n = tuple(range(x.shape[plan.axis]))
+    return Series(entry.name, n, layout="time" if plan.axis == 0 else "batch")
+
+
+def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> Value | None:
+    """Runs a step module for a few steps; the value of its output at the last."""
+    from ranvier.export.trace_record import drive
+
+    step = cast(Any, net).step if is_ours(net) else net
+    values: list[Value | None] = []
+    for t in range(TRACED_STEPS):
+        given = (x if plan.axis is None else x[t % len(x)]).clone()
+        recorder.know(given, At(recorder.entry.name, t))
+        returned = drive(lambda given=given: step(given))
+        values.append(recorder.value(_chosen(returned, plan.output)))
+    places = [(v.node, v.port) if isinstance(v, At) else None for v in values]
+    if None in places or places[1] != places[2]:
+        raise UnsupportedError(
+            "trace: the module's output is not the same layer at every step; return one value a step"
+        )
+    return values[-1]
+
+
+def _chosen(returned: Any, output: int | str) -> Any:
+    """One of several returned values."""
+    if isinstance(returned, (tuple, list, dict)):
+        try:
+            return returned[cast(Any, output)]
+        except (KeyError, IndexError, TypeError):
+            have = list(returned) if isinstance(returned, dict) else len(returned)
+            raise RangeError(
+                f"trace: output={output!r} is none of what the module returns ({have})"
+            ) from None
+    return returned
+
+
+def _graph_of(recorder: Recorder, net: nn.Module, value: Value | None, plan: Plan) -> Graph:
+    if value is None:
+        raise UnsupportedError(
+            "trace: what the module returns does not come from the sample by operations that can be "
+            "followed; avoid numpy and .item() on the way"
+        )
+    n = plan.total if plan.loop and plan.total else TRACED_STEPS
+    for chain in recorder.chains.values():
+        _connect(recorder, chain, n)
+    for name, leader in recorder.followers:
+        node = recorder.builder.nodes[name]
+        recorder.builder.nodes[name] = replace(node, inputs=recorder.builder.nodes[leader].inputs)
+    node, reduce, port = _readout(recorder, net, value, plan, n)
+    nodes = recorder.builder.ordered(node)
+    if recorder.entry not in nodes:
+        raise UnsupportedError("trace: the output does not depend on the sample")
+    nodes = [recorder.entry, *(k for k in nodes if k is not recorder.entry)]
+    unused = sorted(set(recorder.chains) - {k.name for k in nodes})
+    end = Output(name="output", inputs=(node,), observe=port, reduce=reduce)
+    return Graph.of([*nodes, end], meta={"unused": unused} if unused else {})
+
+
+def _connect(recorder: Recorder, chain: Chain, n: int) -> None:
+    """Gives a population the input that it has at every step after the first."""
+    if len(chain.inputs) != n:
+        raise UnsupportedError(
+            f"trace: '{chain.node}' runs {len(chain.inputs)} of {n} steps ({chain.sources[0]}); "
+            "every neuron must run once a step"
+        )
+    taken = [v.node for v in chain.inputs if v is not None]
+    for t in range(2, n):
+        if taken[t] != taken[1]:
+            raise UnsupportedError(
+                f"trace: '{chain.node}' takes '{taken[1]}' at step 1 and '{taken[t]}' at step {t} "
+                f"({chain.sources[t]}); every step must do the same. A state that no snntorch neuron "
+                "holds cannot be followed"
+            )
+    node = recorder.builder.nodes[chain.node]
+    recorder.builder.nodes[chain.node] = replace(node, inputs=(taken[-1],))
+
+
+def _readout(
+    recorder: Recorder, net: nn.Module, value: Value, plan: Plan, n: int
+) -> tuple[str, Reduce, Any]:
+    """(node, reduction over time, port) that make the module's output."""
+    from ranvier.export.trace_ops import operand, scaled
+
+    if not plan.loop:
+        how = getattr(net, "readout", "none") if is_ours(net) else "none"
+        return value.node, how if how in ("mean", "sum", "last") else "none", value.port
+    if isinstance(value, Series) and len(value.steps) == n and value.layout == "time":
+        return value.node, "none", value.port
+    if isinstance(value, Series) and len(value.steps) == n and value.layout == "batch":
+        return value.node, "none", value.port
+    if isinstance(value, Sum) and len(value.steps) == n:
+        if value.scale == 1.0:
+            return value.node, "sum", value.port
+        if abs(value.scale * n - 1) < 1e-9:
+            return value.node, "mean", value.port
+        done = operand(recorder, replace(value, scale=1.0))
+        assert done is not None
+        return scaled(recorder, value.node, value.scale), "sum", "out"
+    if isinstance(value, Final):
+        return value.node, value.how, value.port
+    if isinstance(value, At) and value.t in (None, n - 1):
+        return value.node, "last", value.port
+    raise UnsupportedError(
+        f"trace: the output uses only some of the {n} steps of '{value.node}'; return all of them, "
+        "their mean or sum, or the last"
+    )
+
+
+def _steps_of(net: nn.Module, x: Tensor, plan: Plan, steps: int | None) -> int | None:
+    """The graph's number of steps, from what says it; all that do must agree."""
+    found = None
+    if plan.loop:
+        found = plan.total
+        if plan.axis is not None and x.shape[plan.axis] != found:
+            raise UnsupportedError(
+                f"trace: the sample has {x.shape[plan.axis]} steps, the module's loop runs {found}"
+            )
+    elif is_ours(net):
+        found = int(cast(Any, net).steps)
+    elif plan.axis is not None and steps is None:
+        found = int(x.shape[0])
+    if plan.loop and steps is not None and steps != found:
+        raise RangeError(f"trace: steps is {steps}, but the module's own loop runs {found}")
+    return steps if steps is not None else found
