@@ -1,4 +1,4 @@
-"""Spiking ResNets: the CIFAR family of depth 6n + 2, and the ImageNet family with every join."""
+"""Spiking ResNets: the CIFAR family of depth 6n + 2, and the ImageNet families, with every join."""
 
 from __future__ import annotations
 
@@ -13,25 +13,37 @@ from ranvier.train.multistep import Stepped
 from ranvier.train.networks import ModelConfig, Network, initialize, make_neuron
 from ranvier.train.norms import make_norm
 
+EXPANSION = {"basic": 1, "bottleneck": 4}
+STEMS = ("3x3", "7x7", "7x7-pool", "3x3-deep")
+
 
 @dataclass(frozen=True)
 class ResNetConfig(ModelConfig):
-    """A residual network for small images.
+    """A residual network.
 
-    blocks     residual blocks of each stage
-    widths     channels of each stage; the stem has the first
-    strides    of each stage's first block
-    shortcut   A (no parameters) or conv (1x1)
-    conv_bias  a bias in the convolutions of the blocks
-    zero_init  start the last normalization of each branch at 0; None: for ms alone
+    blocks         residual blocks of each stage
+    widths         channels of each stage; the stem has the first
+    strides        of each stage's first block
+    block          basic: two 3x3 convolutions; bottleneck: 1x1, 3x3, 1x1 to four times the width
+    stem           3x3; 7x7 at stride 2; 7x7-pool: and a 3x3 max-pooling at stride 2 after its
+                   neuron; 3x3-deep: three with bias, the first at stride 2
+    shortcut       A (no parameters) or conv (1x1)
+    shortcut_pool  the conv shortcut halves by 2x2 averages instead of a stride
+    conv_bias      a bias in the convolutions of the blocks
+    zero_init      start the last normalization of each branch at 0; None: for ms alone
+    dropout        in front of the classes
     """
 
     blocks: tuple[int, ...] = (3, 3, 3)
     widths: tuple[int, ...] = (16, 32, 64)
     strides: tuple[int, ...] = (1, 2, 2)
+    block: str = "basic"
+    stem: str = "3x3"
     shortcut: str = "A"
+    shortcut_pool: bool = False
     conv_bias: bool = False
     zero_init: bool | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +52,12 @@ class ResNetConfig(ModelConfig):
                 f"model {self.name}: {len(self.blocks)} stages in blocks, {len(self.widths)} in"
                 f" widths, {len(self.strides)} in strides; all three need one entry a stage"
             )
+        for key, allowed in (("block", tuple(EXPANSION)), ("stem", STEMS)):
+            if getattr(self, key) not in allowed:
+                raise RangeError(
+                    f"model {self.name}: {key} '{getattr(self, key)}' is none of"
+                    f" {', '.join(allowed)}"
+                )
 
 
 def zero_init_wanted(zero_init: bool | None, join: str) -> bool:
@@ -52,37 +70,67 @@ def branch_alpha(config: ModelConfig) -> float:
     return 1 / math.sqrt(2) if config.join == "vanilla" else 1.0
 
 
-def basic_block(config: ResNetConfig, c_in: int, c_out: int, stride: int) -> ResidualBlock:
-    """Two 3x3 convolutions and a shortcut."""
+def branch_convs(config: ResNetConfig, c_in: int, width: int, stride: int) -> list[nn.Conv2d]:
+    """The convolutions of one branch."""
+    bias = config.conv_bias
+    if config.block == "basic":
+        return [conv3x3(c_in, width, stride, bias), conv3x3(width, width, 1, bias)]
+    return [
+        nn.Conv2d(c_in, width, 1, bias=bias),
+        conv3x3(width, width, stride, bias),
+        nn.Conv2d(width, width * EXPANSION["bottleneck"], 1, bias=bias),
+    ]
+
+
+def residual_block(config: ResNetConfig, c_in: int, width: int, stride: int) -> ResidualBlock:
+    """One block of the configuration's kind; its output has width x EXPANSION channels."""
     v = float(config.threshold)
-    convs = [
+    convs = branch_convs(config, c_in, width, stride)
+    last = len(convs) - 1
+    branch = [
         (
-            conv3x3(c_in, c_out, stride, config.conv_bias),
-            make_norm(config.norm, c_out, v_threshold=v),
-        ),
-        (
-            conv3x3(c_out, c_out, 1, config.conv_bias),
-            make_norm(config.norm, c_out, alpha=branch_alpha(config), v_threshold=v),
-        ),
+            conv,
+            make_norm(
+                config.norm,
+                conv.out_channels,
+                alpha=branch_alpha(config) if i == last else 1.0,
+                v_threshold=v,
+            ),
+        )
+        for i, conv in enumerate(convs)
     ]
     shortcut = make_shortcut(
         config.shortcut,
         config.join,
         c_in,
-        c_out,
+        convs[last].out_channels,
         stride,
         lambda: make_neuron(config),
         norm=config.norm,
         v_threshold=v,
+        pool=config.shortcut_pool,
     )
     return ResidualBlock(
-        convs,
+        branch,
         shortcut,
         config.join,
         lambda: make_neuron(config),
         zero_init_last=zero_init_wanted(config.zero_init, config.join),
         v_threshold=v,
     )
+
+
+def make_stem(kind: str, c_in: int, width: int) -> nn.Module:
+    """The first convolution (or three) of a network."""
+    if kind == "3x3":
+        return conv3x3(c_in, width)
+    if kind == "3x3-deep":
+        return nn.Sequential(
+            conv3x3(c_in, width, 2, True),
+            conv3x3(width, width, 1, True),
+            conv3x3(width, width, 1, True),
+        )
+    return nn.Conv2d(c_in, width, 7, 2, 3, bias=False)
 
 
 class Stage(Stepped):
@@ -110,19 +158,21 @@ class ResNet(Network):
         super().__init__(config)
         width = config.widths[0]
         ms = config.join == "ms"
-        self.conv = conv3x3(config.in_channels, width)
+        self.conv = make_stem(config.stem, config.in_channels, width)
         self.norm = make_norm(config.norm, width, v_threshold=float(config.threshold))
         self.neuron = None if ms else make_neuron(config)
-        for i, (n, c, stride) in enumerate(
-            zip(config.blocks, config.widths, config.strides, strict=True), 1
-        ):
-            first = basic_block(config, width, c, stride)
-            rest = [basic_block(config, c, c, 1) for _ in range(n - 1)]
+        self.max_pool = nn.MaxPool2d(3, 2, 1) if config.stem == "7x7-pool" else None
+        stages = zip(config.blocks, config.widths, config.strides, strict=True)
+        for i, (n, c, stride) in enumerate(stages, 1):
+            c_out = c * EXPANSION[config.block]
+            first = residual_block(config, width, c, stride)
+            rest = [residual_block(config, c_out, c, 1) for _ in range(n - 1)]
             self.add_module(f"stage{i}", Stage([first, *rest]))
-            width = c
+            width = c_out
         self.last_neuron = make_neuron(config) if ms else None
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self.fc = nn.Linear(width, config.num_classes)
         initialize(self)
 
@@ -131,7 +181,7 @@ class ResNet(Network):
 
     def body(self, x: Tensor) -> Tensor:
         stages = [getattr(self, f"stage{i}") for i in range(1, len(self.config.blocks) + 1)]
-        return self.seq(x, self.neuron, *stages, self.last_neuron)
+        return self.seq(x, self.neuron, self.max_pool, *stages, self.last_neuron)
 
     def head(self, x: Tensor) -> Tensor:
-        return self.seq(x, self.pool, self.flatten, self.fc)
+        return self.seq(x, self.pool, self.flatten, self.dropout, self.fc)

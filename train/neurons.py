@@ -26,9 +26,13 @@ from ranvier.train.surrogates import surrogate
 SpikeFunction = Callable[[Tensor], Tensor]
 
 
+def _within(decay: float | Tensor, margin: float = 0.0) -> bool:
+    value = torch.as_tensor(decay)
+    return bool(((value >= margin) & (value <= 1 - margin)).all())
+
+
 def _check(beta: float | Tensor, reset: str, v_reset: float) -> None:
-    value = torch.as_tensor(beta)
-    if not bool(((value >= 0) & (value <= 1)).all()):
+    if not _within(beta):
         raise RangeError(f"neuron: decay {beta} lies outside 0..1 (1 never leaks, 0 forgets)")
     if reset not in RESETS:
         raise RangeError(f"neuron: reset_mechanism '{reset}' is none of {', '.join(RESETS)}")
@@ -137,7 +141,7 @@ class PLIF(LIF):
     """
 
     def _beta_buffer(self, beta: Tensor, learn_beta: bool) -> None:
-        if not bool(((beta > 0) & (beta < 1)).all()):
+        if not _within(beta, 1e-6):
             raise RangeError(f"PLIF: beta {beta} must lie strictly between 0 and 1 to be learned")
         self.w = nn.Parameter(torch.logit(beta))
 

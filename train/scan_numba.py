@@ -2,7 +2,8 @@
 
 Neurons are cut into chunks that fit the first-level cache; a chunk runs through all steps before
 the next begins, so its state never leaves the cache. No fastmath: the sums round as torch's do, and
-spikes are equal bit by bit.
+spikes are equal bit by bit. Loops are short and many on purpose: the compiler cannot prove that
+arrays do not overlap, and vectorizes a loop only while it has few of them to check.
 """
 
 from __future__ import annotations
@@ -24,115 +25,145 @@ CHUNK = 1024  # neurons; about eight arrays of it stay in 32 KiB at float32
 PARALLEL_FROM = 1 << 16  # values; below, starting threads costs more than the loop
 
 
-def _forward(x, alpha, beta, theta, reset, v_reset, save, s, h):  # type: ignore[no-untyped-def]
-    n_steps, n = x.shape
-    for c in prange((n + CHUNK - 1) // CHUNK):
-        lo = c * CHUNK
-        m = min(CHUNK, n - lo)
-        u = np.zeros(m, x.dtype)
-        v = np.zeros(m, x.dtype)
-        a = np.empty(m, x.dtype)
-        b = np.empty(m, x.dtype)
-        th = np.empty(m, x.dtype)
-        for j in range(m):
-            a[j] = alpha[(lo + j) % alpha.size]
-            b[j] = beta[(lo + j) % beta.size]
-            th[j] = theta[(lo + j) % theta.size]
-        for t in range(n_steps):
-            x_t = x[t, lo : lo + m]
-            s_t = s[t, lo : lo + m]
-            for j in range(m):
-                u[j] = a[j] * u[j] + x_t[j]
-                v[j] = b[j] * v[j] + u[j]
-            if save:
-                h_t = h[t, lo : lo + m]
-                for j in range(m):
-                    h_t[j] = v[j]
-            for j in range(m):
-                s_t[j] = v[j] > th[j]
-            if reset == 0:
-                for j in range(m):
-                    v[j] = v[j] - th[j] * s_t[j]
-            elif reset == 1:
-                for j in range(m):
-                    v[j] = v_reset if v[j] > th[j] else v[j]
+@njit(cache=True)
+def _chunk_of(p, lo, m):  # type: ignore[no-untyped-def]
+    """A parameter of one value, or of one a neuron repeated over the batch, from lo to lo + m."""
+    out = np.empty(m, p.dtype)
+    for j in range(m):
+        out[j] = p[(lo + j) % p.size] if p.size > 1 else p[0]
+    return out
 
 
+@njit(cache=True)
 def _derivative(kind, p, x, out):  # type: ignore[no-untyped-def]
     """out = surrogate'(x); one plain loop a kind, so that each vectorizes."""
-    one = out.dtype.type(1)
+    zero, one = out.dtype.type(0), out.dtype.type(1)
     if kind == 0:
         k = out.dtype.type(math.pi / 2) * p
+        half = p / (one + one)
         for j in range(x.size):
-            out[j] = p / 2 / (one + (k * x[j]) * (k * x[j]))
+            out[j] = half / (one + (k * x[j]) * (k * x[j]))
     elif kind == 1:
         for j in range(x.size):
             q = one / (one + np.exp(-p * x[j]))
             out[j] = p * q * (one - q)
     elif kind == 2:
+        height = one / (p + p)
         for j in range(x.size):
-            out[j] = one / (p + p) if abs(x[j]) < p else one - one
+            out[j] = height if abs(x[j]) < p else zero
     elif kind == 3:
         for j in range(x.size):
-            out[j] = max(one - one, p - p * p * abs(x[j]))
+            q = p - p * p * abs(x[j])
+            out[j] = q if q > zero else zero
     else:
         for j in range(x.size):
             q = one + p * abs(x[j])
             out[j] = one / (q * q)
 
 
-_derivative_compiled = njit(cache=True)(_derivative)
+@njit(cache=True)
+def _theta_gradient(reset, over, d, g_v, g_theta):  # type: ignore[no-untyped-def]
+    for j in range(d.size):
+        g_theta[j] -= d[j]
+    if reset == 0:
+        for j in range(d.size):
+            if over[j] > 0:
+                g_theta[j] -= g_v[j]
+
+
+@njit(cache=True)
+def _beta_gradient(reset, v_reset, h, th, g_h, g_beta):  # type: ignore[no-untyped-def]
+    for j in range(h.size):
+        v = h[j]
+        if v > th[j]:
+            if reset == 0:
+                v = v - th[j]
+            elif reset == 1:
+                v = v_reset
+        g_beta[j] += g_h[j] * v
+
+
+def _forward(x, alpha, beta, theta, reset, v_reset, save, s, h):  # type: ignore[no-untyped-def]
+    n_steps, n = x.shape
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    current = alpha.size > 1 or alpha[0] != zero
+    for c in prange((n + CHUNK - 1) // CHUNK):
+        lo = c * CHUNK
+        m = min(CHUNK, n - lo)
+        u = np.zeros(m, x.dtype)
+        v = np.zeros(m, x.dtype)
+        a = _chunk_of(alpha, lo, m)
+        b = _chunk_of(beta, lo, m)
+        th = _chunk_of(theta, lo, m)
+        for t in range(n_steps):
+            x_t = x[t, lo : lo + m]
+            s_t = s[t, lo : lo + m]
+            for j in range(m):
+                v[j] = b[j] * v[j]
+            if current:
+                for j in range(m):
+                    u[j] = a[j] * u[j]
+                for j in range(m):
+                    u[j] = u[j] + x_t[j]
+                for j in range(m):
+                    v[j] = v[j] + u[j]
+            else:
+                for j in range(m):
+                    v[j] = v[j] + x_t[j]
+            if save:
+                h[t, lo : lo + m] = v
+            for j in range(m):
+                s_t[j] = one if v[j] > th[j] else zero
+            if reset == 0:
+                for j in range(m):
+                    v[j] = v[j] - th[j] if v[j] > th[j] else v[j]
+            elif reset == 1:
+                for j in range(m):
+                    v[j] = v_reset if v[j] > th[j] else v[j]
 
 
 def _backward(  # type: ignore[no-untyped-def]
     g_s, h, alpha, beta, theta, reset, v_reset, kind, p, learns, g_x, g_beta, g_theta
 ):
     n_steps, n = h.shape
+    zero = h.dtype.type(0)
+    current = alpha.size > 1 or alpha[0] != zero
     for c in prange((n + CHUNK - 1) // CHUNK):
         lo = c * CHUNK
         m = min(CHUNK, n - lo)
         g_u = np.zeros(m, h.dtype)
         g_v = np.zeros(m, h.dtype)
-        a = np.empty(m, h.dtype)
-        b = np.empty(m, h.dtype)
-        th = np.empty(m, h.dtype)
         over = np.empty(m, h.dtype)
         d = np.empty(m, h.dtype)
-        for j in range(m):
-            a[j] = alpha[(lo + j) % alpha.size]
-            b[j] = beta[(lo + j) % beta.size]
-            th[j] = theta[(lo + j) % theta.size]
+        a = _chunk_of(alpha, lo, m)
+        b = _chunk_of(beta, lo, m)
+        th = _chunk_of(theta, lo, m)
         for back in range(n_steps):
             t = n_steps - 1 - back
             h_t = h[t, lo : lo + m]
             g_t = g_s[t, lo : lo + m]
-            g_x_t = g_x[t, lo : lo + m]
             for j in range(m):
                 over[j] = h_t[j] - th[j]
-            _derivative_compiled(kind, p, over, d)
+            _derivative(kind, p, over, d)
             for j in range(m):
                 d[j] = g_t[j] * d[j]
             if learns:
-                for j in range(m):
-                    g_theta[lo + j] -= d[j]
-                    if reset == 0 and over[j] > 0:
-                        g_theta[lo + j] -= g_v[j]
+                _theta_gradient(reset, over, d, g_v, g_theta[lo : lo + m])
             if reset == 1:
                 for j in range(m):
-                    g_v[j] = g_v[j] * (over[j] <= 0)
+                    g_v[j] = zero if over[j] > zero else g_v[j]
             for j in range(m):
                 g_v[j] = d[j] + g_v[j]
-                g_u[j] = g_v[j] + a[j] * g_u[j]
-                g_x_t[j] = g_u[j]
-            if learns and t > 0:
+            if current:
                 for j in range(m):
-                    v = h[t - 1, lo + j]
-                    if v > th[j]:
-                        if reset == 0:
-                            v = v - th[j]
-                        elif reset == 1:
-                            v = v_reset
-                    g_beta[lo + j] += g_v[j] * v
+                    g_u[j] = a[j] * g_u[j]
+                for j in range(m):
+                    g_u[j] = g_u[j] + g_v[j]
+                g_x[t, lo : lo + m] = g_u
+            else:
+                g_x[t, lo : lo + m] = g_v
+            if learns and t > 0:
+                _beta_gradient(reset, v_reset, h[t - 1, lo : lo + m], th, g_v, g_beta[lo : lo + m])
             for j in range(m):
                 g_v[j] = b[j] * g_v[j]
 
