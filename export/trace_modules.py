@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ranvier.export import trace_neurons as border
 from ranvier.export.neurons import LI, LIF, CubaLI, CubaLIF
-from ranvier.export.nodes import Join, Neuron, Node, Opaque, Scale, Subsample
+from ranvier.export.nodes import Join, JoinOp, Neuron, Node, Opaque, Scale, Subsample
 from ranvier.export.trace_layers import module_nodes
 from ranvier.export.trace_record import Chain, Recorder
 from ranvier.export.trace_values import At, Value
@@ -24,7 +24,7 @@ def record_module(
     """Says what the outputs of a leaf module stand for."""
     import snntorch
 
-    from ranvier.export.trace_ops import apply_nodes, join, reshape
+    from ranvier.export.trace_ops import Done, apply_nodes, join, reshape
     from ranvier.train.blocks import Add, And, Iand, Or, ShortcutA
 
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
@@ -35,10 +35,15 @@ def record_module(
     if not known:
         return  # constants in, constants out
     if isinstance(module, nn.Flatten):
-        rec.know(out, reshape(rec, known[0], out, rec.path[-1]))
+        merged = reshape(rec, known[0], out, rec.path[-1])
+        if merged is None or isinstance(merged, Done):
+            opaque_module(rec, module, args, kwargs, out, "it merges more than one sample's axes")
+        else:
+            rec.know(out, merged)
         return
     if isinstance(module, (Add, And, Iand, Or)) and len(known) == 2:
-        op = {Add: "add", And: "and", Iand: "iand", Or: "or"}[type(module)]
+        ops: dict[type[nn.Module], JoinOp] = {Add: "add", And: "and", Iand: "iand", Or: "or"}
+        op = ops[type(module)]
         rec.know(out, join(rec, op, known[0], known[1], rec.path[-1]))
         return
     if isinstance(module, ShortcutA):
@@ -118,13 +123,13 @@ def _bound(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
 def _chain(
     rec: Recorder, module: nn.Module, given: dict[str, Any], cell: border.Cell, shape: Any
 ) -> Chain:
-    """The population that this call goes on with: by the states it was given, or the hidden ones."""
+    """The population that this call goes on with, by the states given, or the hidden ones."""
     states = {port: given[name] for name, port in cell.states if given.get(name) is not None}
     if not states:
         return rec.latest.get(id(module)) or _new_chain(rec, module, shape, hidden=True)
     known = {port: rec.value(s) for port, s in states.items()}
     if all(v is None for v in known.values()):
-        for port, state in states.items():
+        for state in states.values():
             if state.numel() and bool((state != 0).any()):
                 raise rec.refuse(
                     f"'{rec.path[-1]}' starts from a state that is not zero",

@@ -1,8 +1,8 @@
 """snntorch 1.0 neurons and ours as neuron models: the names and quirks of that border.
 
 snntorch's rule, v kept before its reset: v = beta v + x - reset * threshold, reset where the v
-before exceeded the threshold; that is timing "delayed". `reset_delay=False` lowers v at once but not
-twice, which is timing "carry". Ours resets at once, at every spike: timing "immediate".
+before exceeded the threshold; that is timing "delayed". `reset_delay=False` lowers v at once but
+not twice, which is timing "carry". Ours resets at once, at every spike: timing "immediate".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """How one snntorch class is called: its arguments and outputs, each with the port it carries."""
+    """How one snntorch class is called: its arguments and outputs, each with its port."""
 
     states: tuple[tuple[str, Port], ...]  # argument of forward (and attribute) -> port
     outputs: tuple[Port, ...]
@@ -96,7 +96,7 @@ def model_of(module: nn.Module, shape: tuple[int, ...]) -> NeuronModel:
     import snntorch
 
     m: Any = module
-    common = {
+    common: dict[str, Any] = {
         "v_threshold": parameter(m.threshold, shape),
         "reset": m.reset_mechanism,
         "timing": _timing(m),
@@ -104,7 +104,8 @@ def model_of(module: nn.Module, shape: tuple[int, ...]) -> NeuronModel:
     }
     beta = parameter(m.beta.clamp(0, 1), shape)
     if isinstance(m, snntorch.Lapicque):
-        return LIF(**common, **_lapicque(m, shape), decay="euler")
+        beta, gain = _lapicque(m, shape)
+        return LIF(**common, beta=beta, r=gain, decay="euler")
     r: Param = 1.0
     if getattr(m, "decay_input", False):
         r = parameter(1 - m.beta.clamp(0, 1), shape)
@@ -130,13 +131,10 @@ def _timing(m: Any) -> Timing:
     return "carry"
 
 
-def _lapicque(m: Any, shape: tuple[int, ...]) -> dict[str, Param]:
-    """v = (1 - dt / RC) v + (dt / C) x, in torch's own arithmetic."""
+def _lapicque(m: Any, shape: tuple[int, ...]) -> tuple[Param, Param]:
+    """beta and r of v = (1 - dt / RC) v + (dt / C) x, in torch's own arithmetic."""
     gain = m.R * (1 / (m.R * m.C)) * m.time_step
-    return {
-        "beta": parameter(1 - (m.time_step / (m.R * m.C)), shape),
-        "r": parameter(gain, shape),
-    }
+    return parameter(1 - (m.time_step / (m.R * m.C)), shape), parameter(gain, shape)
 
 
 def graded(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """What the results of torch's functions and operators stand for while a network is traced.
 
-`record` is told of every call. A handler (in `trace_functions`) returns the result's value; where it
-returns None there is no word for the call, which becomes an Opaque node that runs it again.
+`record` is told of every call. A handler (in `trace_functions`) returns the result's value; where
+it returns None there is no word for the call, which becomes an Opaque node that runs it again.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _check_after(rec: Recorder, value: Final, made: list[Node]) -> None:
 
 
 def constant(rec: Recorder, x: Tensor, other: Any) -> np.ndarray | None:
-    """A constant operand beside x as an array that broadcasts to one sample; None where it cannot."""
+    """A constant beside x as an array that broadcasts to one sample; None where it cannot."""
     if not isinstance(other, Tensor):
         return np.asarray(float(other))
     value = rec.value(x)

@@ -172,7 +172,7 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether the module is taken as a whole: torch's and snntorch's own, and ours with a meaning."""
+    """Whether the module is taken as a whole: torch's, snntorch's, and ours with a meaning."""
     import snntorch
 
     from ranvier.train import blocks, norms

@@ -1,8 +1,9 @@
-"""A traced graph beside its module: spikes equal, and where not, the layer and step where it starts.
+"""A traced graph beside its module: spikes equal, or the layer and step where they part.
 
-Both run in double precision, so that the order in which a sum is taken decides no spike; the module
-is a copy. Where a module does not run in double, both run in single precision. A membrane that meets
-its threshold to within rounding is a tie, which proves nothing: the input is drawn again.
+Both run in double precision, so that the order in which a sum is taken decides no spike; the
+module is a copy. Where a module does not run in double, both run in single precision. A membrane
+that meets its threshold to within rounding is a tie, which proves nothing: the input is drawn
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TRIES = 3  # of a random input that ended in a tie
 
 
 class InDouble(TorchFunctionMode):
-    """Single precision asked for by name becomes double: snntorch makes its spikes with .float()."""
+    """Single precision asked for by name becomes double: snntorch's spikes are .float()."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -176,8 +177,8 @@ def _compare(
             return True, 0
         raise UnsupportedError(
             f"trace: graph and module part at '{name}' ({node.source or 'no line'}), step {t}: "
-            f"{int(differ.sum())} of {differ.numel()} spikes differ. The trace is wrong there; look "
-            "for an operation at that place that changes a tensor behind torch's back"
+            f"{int(differ.sum())} of {differ.numel()} spikes differ. The trace is wrong there; "
+            "look for an operation at that place that changes a tensor behind torch's back"
         )
     _compare_outputs(theirs.output, output, plan, double)
     return False, sum(int(s.sum()) for s in theirs.spikes.values())

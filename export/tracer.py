@@ -4,7 +4,7 @@ Three kinds of module are taken:
 
     step    our networks, by their `.step(x_t)`, `.steps`, `.readout`
     step    a module whose forward is one time step: x_t -> spikes, or (spikes, membrane)
-    loop    a module whose forward loops over time itself, and stacks, sums or averages what it finds
+    loop    a module whose forward loops over time itself, and stacks, sums or averages
 
 What the operations mean is said in `trace_functions` (functions, operators), `trace_modules` and
 `trace_layers` (layers), `trace_neurons` (snntorch). Every trace is then run beside the module
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -64,9 +65,9 @@ def trace(
     output  which one, where the module returns several: an index, or a key
 
     What no chip can run becomes an Opaque node with the reason.
-    Raises UnsupportedError, naming the line, for what a graph cannot say, and where graph and module
-    differ, naming the layer and the step where that starts; ShapeError or RangeError for a sample
-    that does not fit.
+    Raises UnsupportedError, naming the line, for what a graph cannot say, and where graph and
+    module differ, naming the layer and the step where that starts; ShapeError or RangeError for a
+    sample that does not fit.
     """
     import torch
 
@@ -107,8 +108,8 @@ def rested(net: nn.Module) -> nn.Module:
         made = copy.deepcopy(net)
     except RuntimeError as error:  # states that carry a gradient
         raise UnsupportedError(
-            f"trace: the module cannot be copied ({error}); call snntorch.utils.reset(net), or detach "
-            "the tensors that it keeps between calls"
+            f"trace: the module cannot be copied ({error}); call snntorch.utils.reset(net), or "
+            "detach the tensors that it keeps between calls"
         ) from error
     made.eval()
     for module in made.modules():
@@ -213,12 +214,13 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
     for t in range(TRACED_STEPS):
         given = (x if plan.axis is None else x[t % len(x)]).clone()
         recorder.know(given, At(recorder.entry.name, t))
-        returned = drive(lambda given=given: step(given))
+        returned = drive(partial(step, given))
         values.append(recorder.value(_chosen(returned, plan.output)))
     places = [(v.node, v.port) if isinstance(v, At) else None for v in values]
     if None in places or places[1] != places[2]:
         raise UnsupportedError(
-            "trace: the module's output is not the same layer at every step; return one value a step"
+            "trace: the module's output is not the same layer at every step; return one "
+            "value a step"
         )
     return values[-1]
 
@@ -239,15 +241,15 @@ def _chosen(returned: Any, output: int | str) -> Any:
 def _graph_of(recorder: Recorder, net: nn.Module, value: Value | None, plan: Plan) -> Graph:
     if value is None:
         raise UnsupportedError(
-            "trace: what the module returns does not come from the sample by operations that can be "
-            "followed; avoid numpy and .item() on the way"
+            "trace: what the module returns does not come from the sample by operations that can "
+            "be followed; avoid numpy and .item() on the way"
         )
     n = plan.total if plan.loop and plan.total else TRACED_STEPS
     for chain in recorder.chains.values():
         _connect(recorder, chain, n)
+    made = recorder.builder.nodes
     for name, leader in recorder.followers:
-        node = recorder.builder.nodes[name]
-        recorder.builder.nodes[name] = replace(node, inputs=recorder.builder.nodes[leader].inputs)
+        made[name] = replace(made[name], inputs=made[leader].inputs)
     node, reduce, port = _readout(recorder, net, value, plan, n)
     nodes = recorder.builder.ordered(node)
     if recorder.entry not in nodes:
@@ -270,8 +272,8 @@ def _connect(recorder: Recorder, chain: Chain, n: int) -> None:
         if taken[t] != taken[1]:
             raise UnsupportedError(
                 f"trace: '{chain.node}' takes '{taken[1]}' at step 1 and '{taken[t]}' at step {t} "
-                f"({chain.sources[t]}); every step must do the same. A state that no snntorch neuron "
-                "holds cannot be followed"
+                f"({chain.sources[t]}); every step must do the same. A state that no snntorch "
+                "neuron holds cannot be followed"
             )
     node = recorder.builder.nodes[chain.node]
     recorder.builder.nodes[chain.node] = replace(node, inputs=(taken[-1],))
@@ -285,7 +287,8 @@ def _readout(
 
     if not plan.loop:
         how = getattr(net, "readout", "none") if is_ours(net) else "none"
-        return value.node, how if how in ("mean", "sum", "last") else "none", value.port
+        known: dict[str, Reduce] = {"mean": "mean", "sum": "sum", "last": "last"}
+        return value.node, known.get(how, "none"), value.port
     if isinstance(value, Series) and len(value.steps) == n and value.layout == "time":
         return value.node, "none", value.port
     if isinstance(value, Series) and len(value.steps) == n and value.layout == "batch":
