@@ -224,14 +224,22 @@ def residual(op: str = "add") -> Graph:
             norm_at("bn", 4, "stem"),
             Neuron(name="n0", inputs=("bn",), model=LIF(beta=0.5)),
             Pool(name="pool", inputs=("n0",), op="max", kernel=(2, 2), stride=(2, 2)),
-            Conv(name="c1", inputs=("pool",), weight=normal(2, 6, 4, 3, 3), padding=(1, 1), stride=(2, 2)),
+            Conv(
+                name="c1",
+                inputs=("pool",),
+                weight=normal(2, 6, 4, 3, 3),
+                padding=(1, 1),
+                stride=(2, 2),
+            ),
             norm_at("bn1", 6, "c1"),
             Neuron(name="n1", inputs=("bn1",), model=LIF(beta=0.5)),
             Subsample(name="short", inputs=("pool",), stride=(2, 2), pad_channels=(1, 1)),
             Join(name="join", inputs=("n1", "short"), op=op),  # type: ignore[arg-type]
             Conv(name="c2", inputs=("join",), weight=normal(7, 6, 6, 3, 3), padding=(1, 1)),
             Join(name="sum", inputs=("c2", "join"), op="add"),
-            Neuron(name="n2", inputs=("sum",), model=CubaLIF(alpha=0.3, beta=0.6, reset="subtract")),
+            Neuron(
+                name="n2", inputs=("sum",), model=CubaLIF(alpha=0.3, beta=0.6, reset="subtract")
+            ),
             Flatten(name="flat", inputs=("n2",)),
             Dense(name="fc", inputs=("flat",), weight=normal(9, 10, 24), bias=normal(10, 10)),
             Neuron(name="read", inputs=("fc",), model=LI(beta=0.9)),
