@@ -36,7 +36,7 @@ demo: $(STAMP)  ## train, export, compile, run, compare; writes report.html
 	$(BIN)/ranvier demo
 
 test: $(STAMP)  ## the tests; ARGS='-k lava' chooses
-	$(BIN)/python -m pytest -m 'not gpu and not slow' -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(STAMP)  ## ruff, formatting, mypy, the tests
 	$(BIN)/ruff check .
