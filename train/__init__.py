@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# public name -> the module that makes it, loaded on first use. No module bears a public name: importing it
-# would put the module where the function belongs.
+# public name -> the module that makes it, loaded on first use. No module bears a public name:
+# importing it would put the module where the function belongs.
 _HOME = {
     "create_model": "models",
     "list_models": "models",
@@ -15,6 +15,10 @@ _HOME = {
     "fit": "loop",
     "evaluate": "loop",
     "FitResult": "loop",
+    "list_recipes": "recipe",
+    "load_recipe": "recipe",
+    "train_recipe": "recipe",
+    "load_run": "recipe",
     "RanvierError": "errors",
 }
 __all__ = list(_HOME)

@@ -198,6 +198,7 @@ class _ArraysOnly(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
+        ("_codecs", "encode"),
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -205,6 +206,8 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which a data file has no need of"
             )
+        if name == "encode":  # bytes as Python 3 writes them in an old protocol
+            return lambda text, _codec: text.encode("latin1")
         if name == "_reconstruct":
             multiarray = getattr(np, "_core", None) or np.core  # numpy 2 moved it
             return multiarray.multiarray._reconstruct

@@ -57,7 +57,7 @@ def save_state(trainer: Trainer, path: Path) -> None:
     """Writes a checkpoint. Raises RanvierError, the old one standing, unless all is finite."""
     checkpoint = Checkpoint()
     checkpoint.add("model", trainer.net.state_dict())
-    _require_finite(checkpoint.tensors, trainer.state.epoch + 1)
+    _require_finite(checkpoint.tensors, trainer.state.epoch + (trainer.state.batch > 0))
     checkpoint.add("best", trainer.best_state)
     if trainer.ema:
         checkpoint.add("ema", trainer.ema.state)

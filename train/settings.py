@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ranvier.train.errors import RangeError, UnsupportedError
 from ranvier.train.losses import LOSSES
@@ -40,6 +40,8 @@ class Settings:
                          kernels
     checkpoint_seconds   time between two checkpoints within an epoch; each epoch ends with one
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # read by recipes
 
     epochs: int = 10
     batch_size: int = 128

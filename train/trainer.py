@@ -6,6 +6,7 @@ batch), so that a training continued from a checkpoint sees exactly what it woul
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -33,6 +34,7 @@ from ranvier.train.settings import Settings
 
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.json"
+MODEL = "model.json"
 
 
 class Trainer:
@@ -66,10 +68,13 @@ class Trainer:
         self.fabric = make_fabric(s.amp, devices, accelerator)
         self.fabric.launch()
         self._set_up()
+        main = self.fabric.is_global_zero
         if resume:
             assert self.folder is not None
             restore_state(self, self.folder / CHECKPOINT)
-        main = self.fabric.is_global_zero
+        elif main and self.folder is not None:
+            _keep_previous(self.folder / CHECKPOINT)
+        self._write(self._write_model)
         self.logs = TensorBoard(self.folder if main else None)
         done = self.state.epoch * self.n_batches + self.state.batch
         self.bar = Progress(progress and main, s.epochs * self.n_batches, done)
@@ -316,6 +321,12 @@ class Trainer:
             "torch": torch.__version__,
         }
 
+    def _write_model(self, folder: Path) -> None:
+        """What create_model needs to build the network again, where it came from there."""
+        config = getattr(self.net, "config", None)
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            write_text(folder / MODEL, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
     def _due(self) -> bool:
         late = time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
         return self.folder is not None and late and self.state.batch < self.n_batches
@@ -349,6 +360,12 @@ def _schedule(s: Settings, n_batches: int) -> Schedule:
         n_per_step=s.step_epochs * n_per_epoch,
         gamma=s.gamma,
     )
+
+
+def _keep_previous(checkpoint: Path) -> None:
+    """A new training in a used folder must not be continued from the old one's checkpoint."""
+    if checkpoint.is_file():
+        checkpoint.replace(checkpoint.with_name("previous-checkpoint.safetensors"))
 
 
 def _check(train: Dataset, settings: Settings) -> None:
