@@ -75,8 +75,8 @@ def run(graph: Graph, x: Any, record: tuple[str, ...] = ()) -> Any:
         raise ShapeError(f"graph: nothing to record: no node is named '{missing[0]}'")
     with torch.no_grad():
         values = _run_by_step(graph, tensor) if graph.recurrent else _run_by_layer(graph, tensor)
-    out = values[graph.outputs[0].name]
-    kept = {name: values[name] for name in record}
+    out: Any = values[graph.outputs[0].name]
+    kept: dict[str, Any] = {name: values[name] for name in record}
     if as_numpy:
         out, kept = out.numpy(), {k: v.numpy() for k, v in kept.items()}
     return (out, kept) if record else out
@@ -228,7 +228,8 @@ def pool(node: Pool, x: Tensor) -> Tensor:
 def subsample(node: Subsample, x: Tensor) -> Tensor:
     from torch.nn import functional as F
 
-    picked = x[(..., *(slice(None, None, s) for s in node.stride))]
+    place: Any = (..., *(slice(None, None, s) for s in node.stride))
+    picked = x[place]
     return F.pad(picked, [0, 0] * len(node.stride) + list(node.pad_channels))
 
 

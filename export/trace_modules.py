@@ -14,7 +14,7 @@ from ranvier.export import trace_neurons as border
 from ranvier.export.neurons import LI, LIF, CubaLI, CubaLIF
 from ranvier.export.nodes import Join, JoinOp, Neuron, Node, Opaque, Scale, Subsample
 from ranvier.export.trace_layers import module_nodes
-from ranvier.export.trace_record import Chain, Recorder
+from ranvier.export.trace_record import Chain, OneStep, Recorder
 from ranvier.export.trace_values import At, Value
 
 
@@ -135,6 +135,8 @@ def _chain(
                     f"'{rec.path[-1]}' starts from a state that is not zero",
                     "start from reset_mem() or zeros",
                 )
+        if rec.driven and any(c.module is module for c in rec.chains.values()):
+            raise OneStep(f"'{rec.path[-1]}'")
         return _new_chain(rec, module, shape, hidden=False)
     for port, value in known.items():
         chain = rec.chains.get(value.node) if isinstance(value, At) else None
@@ -273,7 +275,9 @@ def _from_rest(module: nn.Module) -> Any:
 
     def run(series: Tensor) -> Tensor:
         neuron = copy.deepcopy(rested).to(series.dtype)
-        state: tuple[Any, ...] = () if neuron.init_hidden else tuple(neuron.reset_mem())
+        zero = neuron.reset_mem()
+        zero = zero if isinstance(zero, tuple) else (zero,)
+        state: tuple[Any, ...] = () if neuron.init_hidden else zero
         sent = []
         for x in series:
             out = neuron(x, *state)

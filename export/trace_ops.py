@@ -29,7 +29,7 @@ from ranvier.export.nodes import (
     Subsample,
     Upsample,
 )
-from ranvier.export.trace_record import Recorder
+from ranvier.export.trace_record import Recorder, TimeAxis
 from ranvier.export.trace_values import At, Final, Series, Sum, Value, _frozen, array
 
 
@@ -377,6 +377,8 @@ def reshape(rec: Recorder, x: Tensor, out: Tensor, name: str) -> Answer:
         if isinstance(value, At) and value.t is not None:
             return Series(value.node, (value.t,), value.port)
     if out.shape[:1] != x.shape[:1]:
+        if isinstance(value, At) and value.t is None and rec.can_restart:
+            raise TimeAxis(0)  # time folded into the batch
         return None
     made = layers.merging(shape, tuple(out.shape[1:]))
     return apply_nodes(rec, made, x, name) if isinstance(made, list) else None

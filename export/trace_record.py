@@ -39,6 +39,10 @@ class Chain:
     sources: list[str] = field(default_factory=list)
 
 
+class OneStep(Exception):
+    """The module sets its neurons to zero at every call: what it computes is a single step."""
+
+
 class TimeAxis(Exception):
     """The sample turned out to have a time axis; the trace starts again with that known."""
 
@@ -62,6 +66,7 @@ class Recorder(TorchFunctionMode):
         self.n_calls: dict[int, int] = {}
         self.names = {id(m): name for name, m in net.named_modules()}
         self.path: list[str] = []
+        self.driven: int | None = None  # the step that the tracer drives
         self.inside = 0  # depth of leaf modules
         self.can_restart = True  # whether a time axis may still be found
         self.random: set[int] = set()  # tensors of random numbers

@@ -103,7 +103,9 @@ def _frozen(value: Any) -> Any:
 class Builder:
     """Nodes by name, each made once; shapes as they come."""
 
-    def __init__(self, entry: Input) -> None:
+    def __init__(self, entry: Input, delay_sources: bool = True) -> None:
+        """delay_sources  whether delays stand at the populations, or right where they are needed"""
+        self.delay_sources = delay_sources
         self.nodes: dict[str, Node] = {entry.name: entry}
         self.shapes: dict[str, Shape] = {entry.name: entry.shape}
         self._made: dict[Any, str] = {}
@@ -145,15 +147,16 @@ class Builder:
     def delayed(self, name: str, steps: int) -> str:
         """The node whose value is that of `name`, `steps` steps ago, all states having been zero.
 
-        The Delay stands at the populations; what is stateless is computed anew behind it, so that
-        a bias acts at step 0 too, as it does in a loop that starts from zero spikes.
+        With `delay_sources` the Delay stands at the populations, and what is stateless is computed
+        anew behind it, so that a bias acts at step 0 too, as in a loop that starts from zero
+        spikes; without, step 0 sees nothing at all, as in a loop that says `if t > 0`.
         """
         if steps == 0:
             return name
         node = self.nodes[name]
         if isinstance(node, Delay):
             return self.delayed(node.inputs[0], steps + node.steps)
-        if isinstance(node, (Neuron, Input, Opaque)):
+        if isinstance(node, (Neuron, Input, Opaque)) or not self.delay_sources:
             late = Delay(
                 name=f"{name}.delay{steps}",
                 inputs=(name,),

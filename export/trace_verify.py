@@ -159,7 +159,7 @@ def _compare(
         x = x[None].repeat(n, *[1] * x.ndim)
     theirs = run_module(net, x, plan, chains, double)
     names = tuple(k.name for k in graph if k.name in theirs.spikes)
-    fed = tuple(i for k in names for i in graph[k].inputs)
+    fed = (graph.inputs[0].name, *(i for k in names for i in graph[k].inputs))
     series = x.double() if double else x
     if plan.loop and plan.axis is None:
         series = series[None].repeat(n, *[1] * series.ndim)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ranvier.export.graph import Graph
-from ranvier.export.nodes import Dense, Input, Neuron, Output, Reduce
+from ranvier.export.nodes import Delay, Dense, Input, Neuron, Output, Reduce
 from ranvier.export.trace_values import At, Final, Series, Sum, Value
 from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
 
@@ -43,6 +43,7 @@ class Plan:
     loop: bool
     axis: int | None = None  # the sample's time axis; None: held at every step
     total: int | None = None  # steps of the module's own loop
+    delay_sources: bool = True  # see Builder.delayed
     output: int | str = 0  # which of several returned values
 
 
@@ -90,6 +91,20 @@ def trace(
     graph = replace(graph, steps=_steps_of(net, x, plan, steps))
     if not verify:
         return graph
+    try:
+        return _verified(graph, net, x, plan, recorder)
+    except UnsupportedError:
+        if not any(isinstance(n, Delay) for n in graph):
+            raise
+        try:  # the loop may start otherwise: with no past at all instead of a past of zeros
+            other, recorder, plan = _trace_as(net, x, replace(plan, delay_sources=False))
+            return _verified(replace(other, steps=graph.steps), net, x, plan, recorder)
+        except UnsupportedError:
+            pass
+        raise
+
+
+def _verified(graph: Graph, net: nn.Module, x: Tensor, plan: Plan, recorder: Recorder) -> Graph:
     from ranvier.export.trace_verify import verified
 
     return verified(graph, net, x, plan, list(recorder.chains.values()))
@@ -129,14 +144,15 @@ def _plan(net: nn.Module, x: Tensor, output: int | str) -> Plan:
     try:
         counts = _count_calls(net, x)
     except Exception as error:
-        if x.ndim < 3:
-            raise
         try:
             counts = _count_calls(net, x[0])
         except Exception:
-            raise error from None
-        if counts and min(counts) > 1:
-            raise
+            counts = [2]
+        if x.ndim < 3 or (counts and min(counts) > 1):
+            raise UnsupportedError(
+                f"trace: the module itself fails on the sample {tuple(x.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         return Plan(loop=False, axis=0, output=output)
     if counts and min(counts) > 1:
         return Plan(loop=True, total=min(counts), output=output)
@@ -164,12 +180,17 @@ def _count_calls(net: nn.Module, x: Tensor) -> list[int]:
 
 def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, Plan]:
     """The graph as the plan says; the plan may learn on the way that the sample has a time axis."""
-    from ranvier.export.trace_record import TimeAxis
+    from ranvier.export.trace_record import OneStep, TimeAxis
 
     try:
         graph, recorder = _record(net, x, plan, can_restart=plan.axis is None)
     except TimeAxis as found:
         plan = replace(plan, axis=found.axis)
+        graph, recorder = _record(net, x, plan, can_restart=False)
+    except OneStep as found:
+        if plan.axis is not None:
+            raise UnsupportedError(_one_step(found)) from None
+        plan = replace(plan, loop=True, total=1)
         graph, recorder = _record(net, x, plan, can_restart=False)
     first = [n for n in graph if graph.inputs[0].name in n.inputs]
     vectors = all(isinstance(n, (Dense, Neuron)) for n in first)
@@ -179,6 +200,13 @@ def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, P
     return graph, recorder, plan
 
 
+def _one_step(which: Any) -> str:
+    return (
+        f"trace: the module sets {which} to zero at every call, so it computes one step and no more; "
+        "keep the states between calls (init_hidden=True), or loop over time inside forward"
+    )
+
+
 def _record(net: nn.Module, x: Tensor, plan: Plan, can_restart: bool) -> tuple[Graph, Recorder]:
     from ranvier.export.trace_record import Recorder, drive, recording
 
@@ -186,6 +214,7 @@ def _record(net: nn.Module, x: Tensor, plan: Plan, can_restart: bool) -> tuple[G
     lead = 1 if plan.axis is None else 2
     entry = Input(name="input", shape=tuple(x.shape[lead:]))
     recorder = Recorder(made, entry, plan.total if plan.loop else None)
+    recorder.builder.delay_sources = plan.delay_sources
     recorder.can_restart = can_restart and plan.loop
     with recording(recorder):
         if plan.loop:
@@ -213,6 +242,7 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
     values: list[Value | None] = []
     for t in range(TRACED_STEPS):
         given = (x if plan.axis is None else x[t % len(x)]).clone()
+        recorder.driven = t
         recorder.know(given, At(recorder.entry.name, t))
         returned = drive(partial(step, given))
         values.append(recorder.value(_chosen(returned, plan.output)))
@@ -325,5 +355,7 @@ def _steps_of(net: nn.Module, x: Tensor, plan: Plan, steps: int | None) -> int |
     elif plan.axis is not None and steps is None:
         found = int(x.shape[0])
     if plan.loop and steps is not None and steps != found:
+        if found == 1:
+            raise RangeError(_one_step("a neuron"))
         raise RangeError(f"trace: steps is {steps}, but the module's own loop runs {found}")
     return steps if steps is not None else found
