@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -108,7 +109,7 @@ def create_model(name: str, *, pretrained: str | None = None, **config: Any) -> 
     norm         bn or tdbn ("bn")
     steps        time steps of a static image (4)
     in_channels, num_classes, image_size    what goes in and comes out (3, 10, 32)
-    pretrained   tag of stored weights, such as "mnist"
+    pretrained   tag of stored weights, such as "mnist"; the configuration is then theirs
     Further keywords are fields of the model's configuration, which is `net.config`:
     `create_model(**dataclasses.asdict(net.config))` builds the same network.
     Raises RangeError for an unknown name or value, naming the nearest; DataError where the weights
@@ -117,6 +118,8 @@ def create_model(name: str, *, pretrained: str | None = None, **config: Any) -> 
     entry = MODELS.get(name)
     if entry is None:
         raise RangeError(_unknown("model", name, MODELS))
+    if pretrained is not None:
+        config = {**_stored_config(name, entry, config, pretrained), **config}
     made = make_config(name, entry, config)
     net = _load(entry.network)(made)
     assert isinstance(net, Network)
@@ -161,6 +164,16 @@ def _load(path: str) -> Any:
 def weights_path(name: str, join: str, tag: str) -> Path:
     """Where the stored weights of a model lie."""
     return WEIGHTS / f"{name}-{join}-{tag}.safetensors"
+
+
+def _stored_config(name: str, entry: Entry, given: dict[str, Any], tag: str) -> dict[str, Any]:
+    """The configuration that the stored weights were trained with."""
+    join = given.get("join", entry.defaults.get("join", "vanilla"))
+    path = weights_path(name, join, tag).with_suffix(".json")
+    if not path.is_file():
+        return {}  # _load_weights says what there is
+    config = json.loads(path.read_text(encoding="utf-8"))["model"]
+    return {key: value for key, value in config.items() if key != "name"}
 
 
 def _load_weights(net: Network, tag: str) -> None:
