@@ -16,6 +16,7 @@ help:  ## this list
 .venv: $(STAMP)  ## the environment, Lava included where it can be installed (PYTHON=python3.12 chooses)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'ranvier: installing into $(VENV); torch alone is large, so this takes some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
 	@touch $@
