@@ -102,7 +102,7 @@ td.right{text-align:right;white-space:nowrap}td.center,th.center{text-align:cent
 .row:hover{background:color-mix(in srgb,var(--accent) 7%,transparent)}
 figure{margin:0}figcaption{font-size:13px;margin-bottom:3px}figcaption span{color:var(--soft)}
 .stack{display:grid;gap:12px}.stack .frame{width:100%}
-.tiles{display:flex;flex-wrap:wrap;gap:16px 22px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(225px,1fr));gap:18px 22px}.tiles figcaption b{overflow-wrap:anywhere}.tiles figcaption span{display:block}.tiles svg{max-width:100%}
 .pixels{image-rendering:pixelated;display:block}
 .frame{border:1px solid var(--line);border-radius:3px;background:color-mix(in srgb,var(--text) 3%,transparent)}
 .ramp{display:inline-flex;border:1px solid var(--line)}.ramp i{width:14px;height:10px;background:#2e70d6}

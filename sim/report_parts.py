@@ -159,6 +159,8 @@ def weight_histograms(
     graph  the lowered graph from which the program was made; a projection is paired with the node
            of its name or its origin, where there is one
     """
+    from ranvier.sim.ladder import read_back
+
     drawn = []
     for p in program.projections.values():
         node: Any = graph.nodes.get(p.name) or graph.nodes.get(p.origin)
@@ -166,7 +168,7 @@ def weight_histograms(
         if weight is None or np.shape(weight) != p.map.weight.shape:
             continue
         weight = np.asarray(weight, float)
-        back = dequantized(program, p.name)
+        back = read_back(program, p.name)
         span = float(max(np.abs(weight).max(initial=0), np.abs(back).max(initial=0))) or 1.0
         edges = np.linspace(-span, span, bins + 1)
         used = weight != 0
@@ -184,29 +186,9 @@ def weight_histograms(
     }  # fmt: skip
 
 
-def dequantized(program: Program, name: str) -> np.ndarray:
-    """The weights of a projection in float units: integer << exponent, over the population's scale.
-
-    Exact where messages are spikes; of a graded source, its own levels are divided out as well.
-    """
-    p = program.projections[name]
-    source, target = program.populations[p.source], program.populations[p.target]
-    weight = np.asarray(p.map.weight, float) * 2.0**p.exponent
-    scale = np.asarray(target.scale, float)
-    if scale.ndim:
-        scale = scale.reshape(-1)
-        # a scale for each output channel stands on the first axis of a weight
-        scale = scale[: weight.shape[0]] if len(scale) == weight.shape[0] else scale[:1]
-        scale = scale.reshape(-1, *[1] * (weight.ndim - 1)) if weight.ndim else scale[0]
-    send = float(np.asarray(source.scale).flat[0]) if source.is_input or source.graded else 1.0
-    return np.asarray(weight / scale * send)
-
-
-def cores(placement: Any, title: str = "Cores") -> Section:
-    """How full every core is, coloured by population, and what the fullest core uses."""
-    from ranvier.sim.placement_view import core_rows
-
-    return {"kind": "cores", "title": title, "basis": "modelled", **core_rows(placement)}
+def chip_sections(program: Program, ledger: Ledger | None) -> list[Section]:
+    """What the chip needs: cores and energy, as far as there are models for them."""
+    return []
 
 
 def energy_bars(

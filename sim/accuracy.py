@@ -1,0 +1,58 @@
+"""Right answers, counted: accuracy with its confidence interval, and where two engines disagree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a rate of `right` in `n`, 95 % by default.
+
+    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)
+    Source: Wilson, J. Am. Stat. Assoc. 22, 1927, 209-212.
+
+    >>> low, high = wilson(8, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.49, 0.943)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = right / n, z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    return (p + zz / 2 - half) / (1 + zz), (p + zz / 2 + half) / (1 + zz)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of n samples an engine got right."""
+
+    right: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.n if self.n else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, Wilson."""
+        return wilson(self.right, self.n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.accuracy:.2%} ({low:.2%} to {high:.2%}, {self.n} samples)"
+
+
+def score(output: np.ndarray, labels: np.ndarray) -> Score:
+    """Of outputs `[n, classes]`."""
+    return Score(int((output.argmax(-1) == labels).sum()), len(labels))
+
+
+def confusion(a: np.ndarray, b: np.ndarray, classes: int) -> np.ndarray:
+    """counts[i, j]: samples that the first engine takes for class i, the second for j."""
+    found = np.zeros((classes, classes), np.int64)
+    np.add.at(found, (a.argmax(-1), b.argmax(-1)), 1)
+    return found
