@@ -44,7 +44,9 @@ def with_time(x: Any, shape: Shape, steps: int | None, where: str) -> Any:
         series = x
     elif tuple(x.shape[1:]) == shape and x.ndim == len(shape) + 1:
         if steps is None:
-            raise ShapeError(f"{where}: x {tuple(x.shape)} has no time axis and no number of steps is set")
+            raise ShapeError(
+                f"{where}: x {tuple(x.shape)} has no time axis and no number of steps is set"
+            )
         series = x[None].repeat(steps, *[1] * x.ndim) if hasattr(x, "detach") else held(x, steps)
     else:
         raise ShapeError(
@@ -104,6 +106,9 @@ def _run_by_layer(graph: Graph, x: Tensor) -> dict[str, Tensor]:
                 values[node.name] = torch.cat([quiet, sources[0]])[: len(sources[0])]
             case Opaque() if node.meta.get("over_time"):
                 values[node.name] = _opaque(node, sources)
+            case Opaque():  # step by step: it may look at the whole batch
+                each = [_opaque(node, [s[t] for s in sources]) for t in range(len(x))]
+                values[node.name] = torch.stack(each)
             case _:
                 flat = [s.flatten(0, 1) for s in sources]
                 values[node.name] = apply(node, flat).unflatten(0, x.shape[:2])
@@ -136,7 +141,11 @@ def _run_by_step(graph: Graph, x: Tensor) -> dict[str, Tensor]:
                 value = x[t]
             elif isinstance(node, Delay):
                 past = series[node.inputs[0]]
-                value = past[t - node.steps] if t >= node.steps else x.new_zeros(x.shape[1], *node.shape)
+                value = (
+                    past[t - node.steps]
+                    if t >= node.steps
+                    else x.new_zeros(x.shape[1], *node.shape)
+                )
             elif isinstance(node, Neuron):
                 value = _step_neuron(node, values[node.inputs[0]], states)
             elif isinstance(node, Output):
@@ -187,7 +196,9 @@ def apply(node: Node, sources: list[Tensor]) -> Tensor:
             weight, bias = _tensor(node.weight, x), _tensor(node.bias, x)
             return conv(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
         case Dense():
-            return F.linear(sources[0], _tensor(node.weight, sources[0]), _tensor(node.bias, sources[0]))
+            return F.linear(
+                sources[0], _tensor(node.weight, sources[0]), _tensor(node.bias, sources[0])
+            )
         case Pool():
             return pool(node, sources[0])
         case Flatten():
@@ -203,13 +214,17 @@ def apply(node: Node, sources: list[Tensor]) -> Tensor:
         case Subsample():
             return subsample(node, sources[0])
         case Upsample():
-            return F.interpolate(sources[0], scale_factor=[float(f) for f in node.factor], mode="nearest")
+            return F.interpolate(
+                sources[0], scale_factor=[float(f) for f in node.factor], mode="nearest"
+            )
         case Join():
             return join(node, sources)
         case Opaque():
             return _opaque(node, sources)
         case Input() | Neuron() | Delay() | Output():
-            raise UnsupportedError(f"graph: '{node.name}' has state; it is not applied step by step")
+            raise UnsupportedError(
+                f"graph: '{node.name}' has state; it is not applied step by step"
+            )
         case _:
             assert_never(node)
     return torch.empty(0)

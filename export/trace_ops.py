@@ -268,12 +268,25 @@ def affine(rec: Recorder, x: Tensor, scale: Any, shift: Any, kind: str) -> Value
         return value
     if no_shift and isinstance(value, Sum) and scale.ndim == 0:
         return replace(value, scale=value.scale * float(scale))
+    x, scale = _through_sign(rec, x, scale)
     node = Scale(name="", scale=scale, shift=None if no_shift else np.asarray(shift))
     if not no_shift and _negates(node):
         other = _or_of_complements(rec, x)
         if other is not None:
             return other
     return apply_nodes(rec, [node], x, rec.name(kind))
+
+
+def _through_sign(rec: Recorder, x: Tensor, scale: Any) -> tuple[Tensor, Any]:
+    """What -x stands on, and the scale with its sign turned, which is exact."""
+    value = rec.value(x)
+    node = rec.builder.nodes[value.node] if isinstance(value, At) else None
+    if not isinstance(node, Scale) or node.shift is not None or np.any(node.scale != -1):
+        return x, scale
+    assert value is not None
+    inner = x.clone()
+    rec.know(inner, replace(value, node=node.inputs[0]))
+    return inner, -scale
 
 
 def _negates(node: Scale) -> bool:
@@ -474,7 +487,8 @@ def _replay(
     def fill(value: Any, given: tuple[Tensor, ...]) -> Any:
         if isinstance(value, Tensor):
             if id(value) in traced:
-                return given[traced[id(value)]]
+                found = given[traced[id(value)]]
+                return found if value.is_floating_point() else found.to(value.dtype)
             like = given[0]
             dtype = like.dtype if value.is_floating_point() else value.dtype
             return value.to(device=like.device, dtype=dtype)

@@ -194,7 +194,7 @@ def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, P
         graph, recorder = _record(net, x, plan, can_restart=False)
     first = [n for n in graph if graph.inputs[0].name in n.inputs]
     vectors = all(isinstance(n, (Dense, Neuron)) for n in first)
-    if not plan.loop and plan.axis is None and x.ndim > 2 and vectors:
+    if not plan.loop and plan.axis is None and x.ndim == 3 and vectors:
         plan = replace(plan, axis=0)  # [time, batch, features]: a Linear takes any shape
         graph, recorder = _record(net, x, plan, can_restart=False)
     return graph, recorder, plan
@@ -202,8 +202,8 @@ def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, P
 
 def _one_step(which: Any) -> str:
     return (
-        f"trace: the module sets {which} to zero at every call, so it computes one step and no more; "
-        "keep the states between calls (init_hidden=True), or loop over time inside forward"
+        f"trace: the module sets {which} to zero at every call, so it computes one step and no "
+        "more; keep the states between calls (init_hidden=True), or loop over time inside forward"
     )
 
 
