@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
 from ranvier.sim import bounds
-from ranvier.sim.layers import Driven, Incoming, Walk, joined
+from ranvier.sim.layers import Driven, Incoming, Tally, walk
 from ranvier.sim.layout import Wiring
-from ranvier.sim.ledger import Ledger
 from ranvier.sim.plan import Plan, plan
 from ranvier.sim.runner import Result, finish
 from ranvier.train.errors import RangeError
@@ -142,8 +141,9 @@ class DenseBackend:
         return self._synapses[p.name]
 
     def load(self, x: np.ndarray) -> Tensor:
-        small = x.min(initial=0) >= 0 and x.max(initial=0) <= 255
-        return torch.as_tensor(x.astype(np.uint8 if small else np.int32), device=self.device)
+        name = next(n for n, p in self.plan.populations.items() if p.is_input)
+        kind = np.uint8 if self.plan.binary(name) else np.int32
+        return torch.as_tensor(x.astype(kind), device=self.device)
 
     def arrive(self, name: str, incoming: Incoming, batch: int) -> Tensor:
         """The sum of everything that reaches a population, `[1 or steps, batch, n]`."""
@@ -190,14 +190,14 @@ class DenseBackend:
             )
         return scan(cell, self._params[name], total, steps, state, record)
 
-    def counts(self, sent: Tensor, plain: bool) -> tuple[np.ndarray, ...]:
+    def count(self, sent: Tensor, tally: Tally) -> None:
         if self.device.type == "cpu":
-            return counts_cpu(self.numpy(sent), plain)
-        some = (sent != 0).sum(1).cpu().numpy()
-        if plain:
-            return some, some, some.sum(1)
-        payload = sent.to(torch.int64).abs().sum((1, 2)).cpu().numpy()
-        return some, (sent == 1).sum(1).cpu().numpy(), payload
+            count_cpu(self.numpy(sent), tally)
+            return
+        tally.some += (sent != 0).sum(1).cpu().numpy()
+        if tally.graded:
+            tally.plain += (sent == 1).sum(1).cpu().numpy()
+            tally.payload += sent.to(torch.int64).abs().sum((1, 2)).cpu().numpy()
 
     def join(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)
@@ -211,39 +211,43 @@ class DenseBackend:
 
 
 def scan_cpu(
-    plan: Plan, name: str, total: np.ndarray, steps: int, state: Any, record: bool
+    plan: Plan,
+    name: str,
+    total: np.ndarray,
+    steps: int,
+    state: Any,
+    record: bool,
+    shift: int = 0,
 ) -> Driven:
     """The compartments of one population over all steps; arrays in and tensors out."""
     from ranvier.sim.scan_kernels import scan
 
     cell = plan.cells[name]
-    if not cell.wide:
-        total = total.astype(np.float32, copy=False)  # below 2**18, so exact
+    if cell.wide:
+        total = total.astype(np.int64, copy=False)
+    elif total.itemsize == 8:
+        total = total.astype(np.float32)  # below 2**18, so exact
     batch, n = total.shape[1:]
     u, v = state if state is not None else (np.zeros((batch, n), cell.dtype) for _ in range(2))
     sent = np.empty((steps, batch, n), np.uint8)
     us, vs = (np.empty((steps, batch, n) if record else (0, 0, 0), cell.dtype) for _ in range(2))
     kinds = (cell.v_reset, cell.reset, cell.timing)
     kernel = scan(cell.memory or cell.wide)
-    kernel(np.ascontiguousarray(total), u, v, *cell.arrays(), *kinds, sent, us, vs)
+    kernel(np.ascontiguousarray(total), shift, u, v, *cell.arrays(), *kinds, sent, us, vs)
     out = torch.from_numpy(sent)
     if record:
         return Driven(out, torch.from_numpy(us), torch.from_numpy(vs), (u, v))
     return Driven(out, state=(u, v))
 
 
-def counts_cpu(sent: np.ndarray, plain: bool) -> tuple[np.ndarray, ...]:
-    """(messages that are not zero, those that are 1, payload): `[steps, n]` twice, `[steps]`."""
+def count_cpu(sent: np.ndarray, tally: Tally) -> None:
+    """Adds a message's counts to a tally."""
     from ranvier.sim import scan_kernels
 
-    steps, _, n = sent.shape
-    some = np.zeros((steps, n), np.int64)
-    if plain:
-        scan_kernels.tally()(sent, some)
-        return some, some, some.sum(1)
-    ones, payload = np.zeros_like(some), np.zeros(steps, np.int64)
-    scan_kernels.tally_graded()(sent, some, ones, payload)
-    return some, ones, payload
+    if tally.graded:
+        scan_kernels.tally_graded()(sent, tally.some, tally.plain, tally.payload)
+    else:
+        scan_kernels.tally()(sent, tally.some)
 
 
 @contextlib.contextmanager
@@ -275,10 +279,10 @@ def backend(program: Program, device: str = "cpu") -> DenseBackend:
     return made[device]
 
 
-def chunk_size(plan: Plan, steps: int, device: str) -> int:
-    """How many samples to run at once."""
+def chunk_size(plan: Plan, steps: int, n_bytes: int) -> int:
+    """How many samples to run at once, so that no layer's sums take more than `n_bytes`."""
     widest = max(p.size for p in plan.populations.values())
-    return max(1, CHUNK_BYTES[device.split(":")[0]] // (4 * steps * widest))
+    return max(1, n_bytes // (4 * steps * widest))
 
 
 def run_dense(
@@ -286,9 +290,7 @@ def run_dense(
 ) -> Result:
     """The Result of whole numbers x `[time, batch, *shape]`; device "cpu" or "cuda"."""
     use = backend(program, device)
-    size = chunk_size(use.plan, len(x), device)
+    size = chunk_size(use.plan, len(x), CHUNK_BYTES[device.split(":")[0]])
     with exact_kernels():
-        parts = [Walk(use, x[:, i : i + size], record).run() for i in range(0, x.shape[1], size)]
-    whole = joined(parts)
-    assert isinstance(whole.ledger, Ledger)
-    return finish(program, whole.sent, whole.states, record, whole.ledger, "dense")
+        whole, ledger = walk(use, x, record, size)
+    return finish(program, whole.sent, whole.states, record, ledger, "dense")

@@ -41,7 +41,7 @@ class Backend(Protocol):
         self, name: str, incoming: Incoming, steps: int, batch: int, state: Any, record: bool
     ) -> Driven: ...
 
-    def counts(self, sent: Message, plain: bool) -> tuple[np.ndarray, ...]: ...
+    def count(self, sent: Message, tally: Tally) -> None: ...
 
     def join(self, parts: list[Message]) -> Message: ...
 
@@ -50,23 +50,50 @@ class Backend(Protocol):
     def numpy(self, message: Message) -> np.ndarray: ...
 
 
+class Tally:
+    """Counts of one population's messages, inner layout, added up over parts of a batch.
+
+    some, plain `[steps, n]` and payload `[steps]` as in `Counter.add_counts`; without a payload all
+    messages are plain. `steps` is 1 where every message so far was held in time.
+    """
+
+    def __init__(self, steps: int, n: int, graded: bool) -> None:
+        self.graded, self.n = graded, n
+        self.some = np.zeros((steps, n), np.int64)
+        self.plain = np.zeros_like(self.some) if graded else self.some
+        self.payload = np.zeros(steps, np.int64)
+
+    def full(self, steps: int) -> Tally:
+        """As counts of `steps` steps."""
+        if len(self.some) == steps:
+            return self
+        other = Tally(steps, self.n, self.graded)
+        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
+            theirs += mine
+        return other
+
+    def _arrays(self) -> list[np.ndarray]:
+        return [self.some, self.plain, self.payload] if self.graded else [self.some]
+
+
 @dataclass
 class Outcome:
-    """Series `[time, batch, *shape]` of what was kept, and the counts."""
+    """Series `[time, batch, *shape]` of what was kept."""
 
     sent: dict[str, np.ndarray] = field(default_factory=dict)
     states: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {"u": {}, "v": {}})
-    ledger: Ledger | None = None
 
 
 class Walk:
     """One run of x `[time, batch, *shape]`, whole numbers, through a backend."""
 
-    def __init__(self, backend: Backend, x: np.ndarray, record: tuple[str, ...]) -> None:
+    def __init__(
+        self, backend: Backend, x: np.ndarray, record: tuple[str, ...], tallies: dict[str, Tally]
+    ) -> None:
         self.backend, self.plan, self.record = backend, backend.plan, record
+        self.tallies = tallies
         self.steps, self.batch = x.shape[:2]
         self.readout = self.plan.program.readout
-        self.counter = Counter(self.plan.program, self.steps, self.batch)
         self.outcome = Outcome()
         self.entry = self._entry(x)
 
@@ -78,7 +105,6 @@ class Walk:
 
     def run(self) -> Outcome:
         (self._by_step if self.plan.cyclic else self._by_layer)()
-        self.outcome.ledger = self.counter.ledger()
         return self.outcome
 
     def _records(self, name: str) -> bool:
@@ -139,11 +165,9 @@ class Walk:
     def _keep(self, name: str, done: Driven) -> None:
         """Counts what was sent, and keeps the series that were asked for."""
         population = self.plan.populations[name]
-        frame = self.plan.frames[name]
-        some, plain, payload = self.backend.counts(done.sent, not population.graded)
-        held = len(some) == 1 and self.steps > 1
-        full = [np.repeat(c, self.steps, 0) if held else c for c in (some, plain, payload)]
-        self.counter.add_counts(name, outer(full[0], frame), outer(full[1], frame), full[2])
+        tally = self.tallies.get(name) or Tally(len(done.sent), population.size, population.graded)
+        self.tallies[name] = tally.full(max(len(done.sent), len(tally.some)))
+        self._count(done.sent, self.tallies[name])
         if "spikes" in self.record or name == self.readout.population:
             self.outcome.sent[name] = self._series(name, done.sent)
         shape = (self.steps, self.batch, *population.shape)
@@ -155,6 +179,11 @@ class Walk:
                 np.zeros(shape, np.int64) if value is None else self._series(name, value, np.int64)
             )
             self.outcome.states[key][name] = series
+
+    def _count(self, sent: Message, tally: Tally) -> None:
+        if len(sent) < len(tally.some):
+            sent = self.backend.join([sent] * len(tally.some))
+        self.backend.count(sent, tally)
 
     def _series(self, name: str, message: Message, dtype: Any = None) -> np.ndarray:
         """A message as `[time, batch, *shape]` in the neurons' own order."""
@@ -179,5 +208,21 @@ def joined(outcomes: list[Outcome]) -> Outcome:
         k: {n: np.concatenate([o.states[k][n] for o in outcomes], 1) for n in part}
         for k, part in first.states.items()
     }
-    ledgers = [o.ledger for o in outcomes if o.ledger is not None]
-    return Outcome(sent, states, sum(ledgers[1:], ledgers[0]))
+    return Outcome(sent, states)
+
+
+def walk(
+    backend: Backend, x: np.ndarray, record: tuple[str, ...], size: int
+) -> tuple[Outcome, Ledger]:
+    """What x `[time, batch, *shape]` does, `size` samples at a time, and the counts."""
+    steps, batch = x.shape[:2]
+    tallies: dict[str, Tally] = {}
+    parts = [
+        Walk(backend, x[:, i : i + size], record, tallies).run() for i in range(0, batch, size)
+    ]
+    counter = Counter(backend.plan.program, steps, batch)
+    for name, tally in tallies.items():
+        frame, whole = backend.plan.frames[name], tally.full(steps)
+        payload = whole.payload if whole.graded else whole.some.sum(1)
+        counter.add_counts(name, outer(whole.some, frame), outer(whole.plain, frame), payload)
+    return joined(parts), counter.ledger()

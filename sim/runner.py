@@ -86,6 +86,7 @@ def run_plain(program: Program, x: np.ndarray, record: tuple[str, ...] = ()) -> 
 _ENGINES = {
     "reference": ("ranvier.sim.runner", "run_plain"),
     "dense": ("ranvier.sim.dense", "run_dense"),
+    "events": ("ranvier.sim.events", "run_events"),
     "lava": ("ranvier.sim.lava_engine", "run_on_lava"),
 }
 

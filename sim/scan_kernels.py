@@ -34,7 +34,7 @@ def _decay(x, k, like):  # type: ignore[no-untyped-def]
 
 
 @njit  # type: ignore[misc, unused-ignore]
-def _step(memory, a, u, v, p, v_reset, reset, timing, sent):  # type: ignore[no-untyped-def]
+def _step(memory, a, shift, u, v, p, v_reset, reset, timing, sent):  # type: ignore[no-untyped-def]
     """One step of a chunk; conditions are selects, so that the loop is one run of vectors."""
     k_u, k_v, theta, bias, jump = p
     whole, wide = v.dtype.type, v.itemsize == 8
@@ -42,7 +42,7 @@ def _step(memory, a, u, v, p, v_reset, reset, timing, sent):  # type: ignore[no-
     late_zero, late_subtract = zero & (timing == 1), (reset == 1) & (timing != 0)
     carry, low = (reset == 1) & (timing == 2), whole(v_reset)
     for i in range(len(sent)):
-        x = whole(a[i])
+        x = whole(whole(a[i]) << shift)
         x = whole(i32(i64(i32(x)) << 6)) if wide else whole(x << 6)
         y, th, jp = v[i], theta[i], jump[i]
         if memory:
@@ -68,14 +68,14 @@ def _step(memory, a, u, v, p, v_reset, reset, timing, sent):  # type: ignore[no-
 def scan(memory: bool) -> Callable[..., None]:
     """The kernel for compartments whose u outlives a step, or does not.
 
-    Arguments: a `[1 or steps, batch, n]` (one step: the same at every step); u, v `[batch, n]`,
-    int32 or int64, changed in place; k_u, k_v (4096 - decay), theta, bias, jump `[n]`; v_reset;
-    reset, timing, places in RESETS and TIMINGS; sent `[steps, batch, n]` uint8; us, vs as sent, of
+    Arguments: a `[1 or steps, batch, n]` (one step: the same at every step), to be shifted left by
+    `shift`; u, v `[batch, n]`, int32 or int64, changed in place; k_u, k_v (4096 - decay), theta,
+    bias, jump `[n]`; v_reset; reset, timing, places in RESETS and TIMINGS; sent `[steps, batch, n]` uint8; us, vs as sent, of
     u's type, or empty where the states are not recorded.
     """
 
     def kernel(  # type: ignore[no-untyped-def]
-        a, u, v, k_u, k_v, theta, bias, jump, v_reset, reset, timing, sent, us, vs
+        a, shift, u, v, k_u, k_v, theta, bias, jump, v_reset, reset, timing, sent, us, vs
     ):
         steps, batch, n = sent.shape
         held, record = a.shape[0] == 1, us.size > 0
@@ -88,7 +88,7 @@ def scan(memory: bool) -> Callable[..., None]:
             u_b, v_b = u[b, lo:hi], v[b, lo:hi]
             for t in range(steps):
                 a_t = a[0 if held else t, b, lo:hi]
-                _step(memory, a_t, u_b, v_b, p, v_reset, reset, timing, sent[t, b, lo:hi])
+                _step(memory, a_t, shift, u_b, v_b, p, v_reset, reset, timing, sent[t, b, lo:hi])
                 if record:
                     us_t, vs_t = us[t, b, lo:hi], vs[t, b, lo:hi]
                     for i in range(hi - lo):
@@ -100,7 +100,7 @@ def scan(memory: bool) -> Callable[..., None]:
 
 @functools.cache
 def tally() -> Callable[..., None]:
-    """The kernel that counts plain spikes: sent `[steps, batch, n]` -> some `[steps, n]`."""
+    """The kernel that adds the plain spikes of sent `[steps, batch, n]` to some `[steps, n]`."""
 
     def kernel(sent, some):  # type: ignore[no-untyped-def]
         steps, batch, n = sent.shape
@@ -114,14 +114,15 @@ def tally() -> Callable[..., None]:
                 row = sent[t, b, lo : lo + m]
                 for i in range(m):
                     count[i] += row[i] != 0
-            some[t, lo : lo + m] = count
+            for i in range(m):
+                some[t, lo + i] += count[i]
 
     return njit(parallel=True, cache=True, nogil=True)(kernel)
 
 
 @functools.cache
 def tally_graded() -> Callable[..., None]:
-    """As `tally`, with plain `[steps, n]` (messages of 1) and payload `[steps]` (sum of |message|)."""
+    """As `tally`, with plain `[steps, n]` (messages of 1), payload `[steps]` (sum of |message|)."""
 
     def kernel(sent, some, plain, payload):  # type: ignore[no-untyped-def]
         steps, batch, n = sent.shape
@@ -134,6 +135,6 @@ def tally_graded() -> Callable[..., None]:
                     some[t, i] += x != 0
                     plain[t, i] += x == 1
                     total += abs(x)
-            payload[t] = total
+            payload[t] += total
 
     return njit(parallel=True, cache=True, nogil=True)(kernel)

@@ -38,7 +38,7 @@ def assert_equal(a: Result, b: Result) -> None:
     assert a.ledger.to_dict() == b.ledger.to_dict()
 
 
-@pytest.mark.parametrize("engine", ["dense"])
+@pytest.mark.parametrize("engine", ["dense", "events"])
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("seed", range(12))
 def test_engine_equals_reference(engine: str, kind: str, seed: int) -> None:
