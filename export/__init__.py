@@ -14,7 +14,7 @@ _HOME = {
     "write_nir": "nir_file",
     "write_onnx": "onnx_file",
     "read_net": "netx_file",
-    "write_net": "netx_file",
+    "write_net": "netx_write",
 }
 __all__ = list(_HOME)
 
