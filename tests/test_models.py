@@ -14,9 +14,10 @@ from torch import nn
 from ranvier.train import create_model, list_models
 from ranvier.train import models as registry
 from ranvier.train.blocks import JOINS, Join, ResidualBlock, ShortcutA, make_join
-from ranvier.train.errors import DataError, RangeError, ShapeError
+from ranvier.train.errors import DataError, RangeError, ShapeError, UnsupportedError
 from ranvier.train.models import flops, make_config, n_parameters
 from ranvier.train.multistep import set_multi_step
+from ranvier.train.networks import NEURONS
 from ranvier.train.norms import ScaledTdBN2d, TdBN2d
 
 ALL_JOINS = tuple(JOINS)
@@ -282,6 +283,25 @@ def test_sequences_and_every_neuron(name, neuron):
         steps = torch.stack([net.step(x_t) for x_t in x])
         torch.testing.assert_close(steps.sum(0), whole, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(net(x), whole, rtol=0, atol=0)  # no state is left behind
+
+
+@pytest.mark.parametrize("neuron", sorted(NEURONS))
+def test_every_neuron_in_a_network(neuron):
+    """All train; those that are causal run step by step and equal the whole."""
+    net = small(neuron=neuron, join="sew", threshold=0.3, beta=0.5)
+    x = images(2, net)
+    net.train()(x).sum().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in net.stage1.parameters())
+    with torch.no_grad():
+        whole = net.eval()(x)
+        net.reset()
+        if neuron == "psn":
+            with pytest.raises(UnsupportedError):
+                net.step(x)
+        elif neuron not in ("paralif-gs", "paralif-sb", "paralif-trb"):
+            steps = torch.stack([net.step(x) for _ in range(net.steps)])
+            torch.testing.assert_close(steps.mean(0), whole, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(net(x), whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("join", ["ms", "sew"])

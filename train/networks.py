@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ranvier.train.errors import RangeError, ShapeError
 from ranvier.train.multistep import Stepped, reset_states, set_multi_step
 from ranvier.train.neurons import CUBA, IF, LIF, PLIF
+from ranvier.train.neurons_paralif import FIRING, ParaLIF
+from ranvier.train.neurons_parallel import IPSU, PSN, PSU, RPSU, MaskedPSN, SlidingPSN
 from ranvier.train.surrogates import surrogate
 
 READOUTS = ("mean", "sum", "last")
@@ -23,7 +25,7 @@ class ModelConfig:
 
     name         as in list_models()
     join         vanilla, sew, sew-and, sew-iand, ms, or; networks without joins ignore it
-    neuron       if, lif, plif, cuba, or one of the zoo's
+    neuron       a name of NEURONS: if, lif, plif, cuba, psn, ..., paralif-sd
     norm         bn, tdbn, tdbn-scaled
     steps        time steps of a static image
     image_size   side in pixels, or (height, width)
@@ -31,6 +33,7 @@ class ModelConfig:
     beta, alpha  membrane and current decay a step
     reset        zero, subtract, none
     surrogate    kind of the surrogate gradient; surrogate_alpha None is its published default
+    order        inputs in the window of masked and sliding PSN
     """
 
     name: str = ""
@@ -50,6 +53,7 @@ class ModelConfig:
     v_reset: float = 0.0
     surrogate: str = "atan"
     surrogate_alpha: float | None = None
+    order: int = 4
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -81,11 +85,31 @@ def _lif_options(config: ModelConfig, over: dict[str, Any]) -> dict[str, Any]:
     return {**options, **over}
 
 
+def _spike(config: ModelConfig) -> dict[str, Any]:
+    return {"spike_grad": surrogate(config.surrogate, config.surrogate_alpha)}
+
+
+def _psu_options(config: ModelConfig, over: dict[str, Any]) -> dict[str, Any]:
+    return {"beta": config.beta, "threshold": config.threshold, **_spike(config), **over}
+
+
+def _paralif(firing: str) -> NeuronBuilder:
+    """ParaLIF takes its own surrogate and threshold, which go with its firing function."""
+    return lambda c, o: ParaLIF(**{"firing": firing, "alpha": c.alpha, "beta": c.beta, **o})
+
+
 NEURONS: dict[str, NeuronBuilder] = {
     "if": lambda c, o: IF(**_lif_options(c, o)),
     "lif": lambda c, o: LIF(c.beta, **_lif_options(c, o)),
     "plif": lambda c, o: PLIF(c.beta, **_lif_options(c, o)),
     "cuba": lambda c, o: CUBA(c.alpha, c.beta, **_lif_options(c, o)),
+    "psn": lambda c, o: PSN(**{"steps": c.steps, **_spike(c), **o}),
+    "masked-psn": lambda c, o: MaskedPSN(**{"steps": c.steps, "order": c.order, **_spike(c), **o}),
+    "sliding-psn": lambda c, o: SlidingPSN(**{"order": c.order, **_spike(c), **o}),
+    "psu": lambda c, o: PSU(**_psu_options(c, o)),
+    "ipsu": lambda c, o: IPSU(**{"steps": c.steps, **_psu_options(c, o)}),
+    "rpsu": lambda c, o: RPSU(**{"steps": c.steps, **_psu_options(c, o)}),
+    **{f"paralif-{firing}": _paralif(firing) for firing in FIRING},
 }
 
 
