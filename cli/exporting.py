@@ -1,0 +1,183 @@
+"""What the commands export, compile, run, compare and bench do, as plain functions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ranvier.cli.sources import arrays, default_output, load_graph, load_net, load_program
+from ranvier.train.errors import FormatError, RangeError
+
+VERIFY_SAMPLES = 16
+
+
+def export_run(
+    run: Path, nir: Path | None, onnx: Path | None, net: Path | None, verify: bool
+) -> list[dict[str, Any]]:
+    """Writes graph.h5 and the asked-for files (NIR and ONNX if none is asked for); a row a file."""
+    import torch
+
+    from ranvier.export import read_nir, trace, write_net, write_nir, write_onnx
+
+    module, _, _ = load_net(run)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(VERIFY_SAMPLES, *module.input_shape, generator=generator)
+    graph = trace(module, x[:2])
+    with torch.inference_mode():
+        wanted = module(x).numpy()
+    graph.save(run / "graph.h5")
+    rows = [_row(run / "graph.h5", "graph", _error(graph, x, wanted) if verify else None)]
+    if nir is None and onnx is None and net is None:
+        nir, onnx = run / "net.nir", run / "net.onnx"
+    if nir is not None:
+        write_nir(graph, nir)
+        rows.append(_row(nir, "NIR", _error(read_nir(nir), x, wanted) if verify else None))
+    if onnx is not None:
+        from ranvier.export.onnx_file import run_onnx
+
+        write_onnx(graph, onnx, steps=graph.steps, static=True)
+        found = float(np.abs(run_onnx(onnx, x.numpy(), output="readout") - wanted).max()) if verify else None
+        rows.append(_row(onnx, "ONNX", found))
+    if net is not None:
+        write_net(load_program(run), net)
+        rows.append(_row(net, "netx", None))
+    return rows
+
+
+def _error(graph: Any, x: Any, wanted: np.ndarray) -> float:
+    return float(np.abs(graph.readout(graph.run(x.numpy())) - wanted).max())
+
+
+def _row(path: Path, kind: str, error: float | None) -> dict[str, Any]:
+    shown = "not verified" if error is None else f"{error:.2e}"
+    return {
+        "file": str(path), "format": kind, "bytes": path.stat().st_size,
+        "largest difference to torch (measured)": shown,
+    }
+
+
+def compile_source(
+    source: Path,
+    chip: str,
+    options: dict[str, Any],
+    output: Path | None,
+    calibration: str | None,
+    data_dir: Path | None,
+) -> dict[str, Any]:
+    """Compiles a run folder or a file; writes the program; a row on it."""
+    from ranvier.deploy import compile
+    from ranvier.deploy.chip import chip_named
+
+    target = chip_named(chip)
+    if source.suffix == ".net" and source.is_file():
+        from ranvier.deploy.netx_file import read_program
+
+        program = read_program(source)
+    else:
+        graph = load_graph(source)
+        x = _calibration(source, graph, calibration, data_dir)
+        program = compile(graph, chip=target, calibration=x, **options)
+    path = output or default_output(source, "program.h5")
+    if path.resolve() == source.resolve():
+        raise RangeError(f"compile: '{path}' is the input itself; name another file with -o")
+    program.save(path)
+    return {
+        "program": str(path),
+        "populations": len(program.populations),
+        "projections": len(program.projections),
+        "neurons": sum(p.size for p in program if not p.is_input),
+        "latency": program.latency,
+        "joins": str(program.meta.get("joins", "-")),
+        "digest": program.digest()[:16],
+    }
+
+
+def _calibration(source: Path, graph: Any, named: str | None, data_dir: Path | None) -> Any:
+    """Calibration input: what is named, else the run's own training data, else none."""
+    if named is not None:
+        shape = graph.inputs[0].shape
+        return arrays(named, split="train", data_dir=data_dir, limit=512, shape=shape)[0]
+    if source.is_dir():
+        from ranvier.train.recipe import recipe_data
+
+        _, recipe, _ = load_net(source)
+        if recipe is not None:
+            train, _ = recipe_data(recipe, data_dir)
+            return _series(train, slice(0, 512))
+    return None
+
+
+def _series(data: Any, index: slice) -> np.ndarray:
+    """Samples of a data set as the engines take them: event sets get time first."""
+    x, _ = data.batch(index)
+    x = np.asarray(x)
+    return np.swapaxes(x, 0, 1) if data.steps is not None else x
+
+
+def run_program(
+    path: Path,
+    data: str,
+    engine: str,
+    limit: int | None,
+    batch_size: int,
+    data_dir: Path | None,
+    ledger: Path | None,
+) -> dict[str, Any]:
+    """Runs a program over a data set, batch by batch; a row with accuracy and counts."""
+    from ranvier.sim.stream import evaluate
+    from ranvier.train.files import write_text
+
+    program = load_program(path)
+    x, y = arrays(data, split="test", data_dir=data_dir, limit=limit, shape=program.input.shape)
+    found = evaluate(program, x, y, engine=engine, batch_size=batch_size)
+    if ledger is not None:
+        write_text(ledger, json.dumps(found.ledger.to_dict(), indent=1))
+    counts = found.ledger
+    return {
+        "samples": found.n,
+        "engine": engine,
+        "accuracy (simulated)": "-" if y is None else f"{100 * found.accuracy:.2f} %",
+        "spikes": counts.n_spikes,
+        "spikes per neuron": counts.spikes_per_neuron,
+        "synops": counts.n_synops,
+        "of these multiplications": counts.n_mults,
+        "neuron updates": counts.n_updates,
+        "latency steps": program.latency,
+    }
+
+
+def compare_run(
+    run: Path, engines: list[str], limit: int | None, lava_limit: int, data_dir: Path | None
+) -> Any:
+    """The comparison report of a run folder on its recipe's test split."""
+    from ranvier.deploy import compile
+    from ranvier.export import trace
+    from ranvier.sim import compare
+    from ranvier.train.recipe import recipe_data
+
+    net, recipe, _ = load_net(run)
+    if recipe is None:
+        raise FormatError(f"'{run}' has no recipe.json, so its data set is not known; use `ranvier run`")
+    train, test = recipe_data(recipe, data_dir)
+    if (run / "program.h5").exists():
+        program = load_program(run)
+    else:
+        x = _series(train, slice(0, 512))
+        program = compile(trace(net, np.asarray(x[:2])), calibration=x)
+    return compare(net, program, test, engines=tuple(engines), limit=limit, lava_limit=lava_limit)
+
+
+def run_bench(suite: str, quick: bool, out: Path | None) -> None:
+    """Runs a benchmark suite, printing rows as they come; `out` gets them as CSV."""
+    if suite == "sim":
+        from ranvier.sim.bench import main
+    elif suite == "train":
+        from ranvier.train.bench import main
+    else:
+        raise RangeError(f"bench: suite '{suite}' is none of sim, train")
+    main(quick=quick, out=out)
+
+

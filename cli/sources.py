@@ -1,0 +1,84 @@
+"""What a command is pointed at: a run folder or a file; and the data that it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ranvier.train.errors import DataError, FormatError
+
+if TYPE_CHECKING:
+    from ranvier.deploy.program import Program
+    from ranvier.export.graph import Graph
+
+
+def need(path: Path) -> Path:
+    """The path, if something is there. Raises FormatError naming it."""
+    if not path.exists():
+        raise FormatError(f"'{path}': there is no such file or run folder")
+    return path
+
+
+def load_net(run: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """(net, recipe, metrics) of a run folder that `ranvier train` wrote."""
+    from ranvier.train.recipe import load_run
+
+    if not need(run).is_dir():
+        raise FormatError(f"'{run}' is a file; a run folder, as `ranvier train` writes it, is needed")
+    return load_run(run)
+
+
+def load_graph(path: Path) -> Graph:
+    """The graph of a run folder, a .nir file, a netx .net file, or a graph .h5."""
+    from ranvier.export import Graph, read_net, read_nir, trace
+
+    if need(path).is_dir():
+        net, _, _ = load_net(path)
+        import torch
+
+        return trace(net, torch.zeros(2, *net.input_shape))
+    if path.suffix == ".nir":
+        return read_nir(path)
+    if path.suffix == ".net":
+        return read_net(path)
+    return Graph.load(path)
+
+
+def load_program(path: Path) -> Program:
+    """The program in a .h5 file, or in a run folder's program.h5."""
+    from ranvier.deploy import Program
+
+    if need(path).is_dir():
+        if not (path / "program.h5").exists():
+            raise FormatError(f"'{path}' holds no program.h5; run `ranvier compile {path}` first")
+        path = path / "program.h5"
+    return Program.load(path)
+
+
+def default_output(path: Path, name: str) -> Path:
+    """`name` in a run folder; beside a file, its stem with name's suffix."""
+    return path / name if path.is_dir() else path.with_suffix(Path(name).suffix)
+
+
+def arrays(
+    data: str, *, split: str, data_dir: Path | None, limit: int | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(x, y) of a named data set, or of an .npz file with x and perhaps y.
+
+    Raises DataError where neither is there.
+    """
+    path = Path(data)
+    if path.suffix == ".npz" and path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            if "x" not in file:
+                raise DataError(f"'{path}' holds {', '.join(file)}; an array 'x' is needed")
+            x, y = file["x"], file.get("y")
+        return x[:limit], None if y is None else y[:limit]
+    from ranvier.train import load_dataset
+
+    size = shape[-1] if len(shape) == 3 else None
+    loaded = load_dataset(data, data_dir, split, limit=limit, size=size)
+    x = loaded.x.float().numpy()
+    return x, np.asarray(loaded.y)
