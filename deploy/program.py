@@ -254,6 +254,12 @@ class Program:
 
         return load(path)
 
+    def onnx_network(self) -> Any:
+        """The program as a step of integer ONNX operators; `ranvier.export.write_onnx` takes it."""
+        from ranvier.deploy.onnx_program import program_network
+
+        return program_network(self)
+
     def digest(self) -> str:
         """SHA-256 (hex) of all that determines its behaviour; equal programs, equal digests."""
         return digest(self)
