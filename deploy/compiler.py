@@ -9,11 +9,12 @@ import numpy as np
 
 from ranvier.deploy.align import align
 from ranvier.deploy.bounds import prove, sum_range
-from ranvier.deploy.cells import Cell
+from ranvier.deploy.cells import VTH_MAX, Cell
 from ranvier.deploy.chip import LOIHI1, LOIHI2, Chip
 from ranvier.deploy.fan_out import fan_out
 from ranvier.deploy.program import Population, Program, Projection, Readout
 from ranvier.deploy.quantize import (
+    MARGIN,
     Incoming,
     Moments,
     Scaled,
@@ -121,6 +122,20 @@ class _Compiler:
         self.populations: dict[str, Population] = {}
         self.projections: dict[str, Projection] = {}
         self.offset: np.ndarray = np.zeros(())
+
+    @property
+    def integrates(self) -> bool:
+        """Whether the readout piles up in a membrane, for a chip that cannot send values."""
+        (output,) = self.graph.outputs
+        node = self.graph[output.inputs[0]]
+        if self.options.chip.graded or not (isinstance(node, Neuron) and isinstance(node.model, Relay)):
+            return False
+        if output.reduce not in ("mean", "sum") or self.graph.steps is None:
+            raise UnsupportedError(
+                f"compile: {self.options.chip.name} cannot send values, and output '{output.name}' is "
+                "no mean or sum over a known number of steps; read spikes out, or use loihi2"
+            )
+        return True
 
     def _measure(self, x: np.ndarray | None) -> dict[str, Moments]:
         """What each input and population sends on the calibration data, a mean a channel."""
@@ -296,6 +311,8 @@ class _Compiler:
             cell = Cell(kind="relay", shift=self._shift(node, incoming, scaled))
             if not passes_on:
                 self.offset = bias
+                if self.integrates:
+                    cell, relay = Cell(vth=VTH_MAX), False  # it is proved that this never fires
             elif np.any(bias):
                 raise UnsupportedError(f"compile: relay '{node.name}' has a bias, which it cannot hold")
         else:
@@ -343,6 +360,10 @@ class _Compiler:
             float(np.abs(bias).max(initial=0.0)),
             memory,
         )
+        if isinstance(model, Relay) and self.integrates:
+            # the sum over all steps stays below the highest threshold
+            low, high = (abs(sum(i.extent()[k] for i in incoming)) for k in (0, 1))
+            q_max = VTH_MAX * MARGIN / max(low, high, 1e-30) / (self.graph.steps or 1)
         if q_max * max((i.top for i in incoming), default=0.0) < 1:
             raise CapacityError(
                 f"compile: '{node.name}' has no scale at which its sums are proved to fit the chip: "
@@ -357,6 +378,13 @@ class _Compiler:
         assert isinstance(node, Neuron)
         q = self.populations[name].scale
         one = np.ones(())
+        if isinstance(node.model, Relay) and self.integrates:
+            steps = (self.graph.steps or 1) if output.reduce == "mean" else 1
+            offset = np.asarray(self.offset, np.float64) * (1 if steps > 1 else self.graph.steps or 1)
+            return Readout(
+                population=name, kind="membrane", reduce="last", scale=one / (64 * q * steps),
+                offset=offset,
+            )
         if isinstance(node.model, Relay):
             return Readout(
                 population=name, kind="current", reduce=output.reduce, scale=one / q,
