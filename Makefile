@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAVA_STAMP := $(VENV)/.lava
 LAVA := lava-nc==0.10.0 lava-dl==0.6.0
-LAVA_NEEDS := asteval networkx
+LAVA_NEEDS := asteval networkx pillow
 
 .PHONY: help .venv lava demo test check conformance bench golden clean
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ demo: $(STAMP)  ## train, export, compile, run, compare; writes report.html
 	$(BIN)/ranvier demo
 
 test: $(STAMP)  ## the tests; ARGS='-k lava' chooses
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 -rs $(ARGS)
 
 check: $(STAMP)  ## ruff, formatting, mypy, the tests
 	$(BIN)/ruff check .

@@ -135,6 +135,7 @@ def _data() -> dict[str, Any]:
 def _extras() -> list[dict[str, Any]]:
     rows = (
         ("events", "tonic", "tonic's downloads of event data sets (--download)"),
+        ("logs", "tensorboard", "TensorBoard files of a training (metrics.csv is always written)"),
         ("solver", "highspy", "placement by a solver; the greedy one works"),
         ("vision", "torchvision", "torchvision's augmentations in `train`"),
     )

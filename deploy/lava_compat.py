@@ -22,7 +22,7 @@ from unittest import mock
 
 INSTALL = "make lava"
 _NEEDED = {"lava.magma": "lava-nc 0.10.0", "asteval": "asteval", "networkx": "networkx"}
-_NEEDED_BY_NETX = {"lava.lib.dl.netx": "lava-dl 0.6.0", "torch": "torch"}
+_NEEDED_BY_NETX = {"lava.lib.dl.netx": "lava-dl 0.6.0", "PIL": "pillow", "torch": "torch"}
 _STUBS = {
     "cv2": (),
     "matplotlib": ("pyplot", "animation", "figure"),
