@@ -110,6 +110,7 @@ class Builder:
         self.shapes: dict[str, Shape] = {entry.name: entry.shape}
         self._made: dict[Any, str] = {}
         self._counts: dict[str, int] = {}
+        self._wanted: dict[str, str] = {}  # name -> the name without its number
 
     def unique(self, wanted: str) -> str:
         """`wanted`, or with _1, _2, ... where it is taken."""
@@ -118,7 +119,31 @@ class Builder:
             n += 1
             name = f"{wanted}_{n}"
         self._counts[wanted] = n
+        self._wanted[name] = wanted
         return name
+
+    def final_names(self, nodes: list[Node]) -> dict[str, str]:
+        """New names for the nodes that remain, numbered without gaps."""
+        found: dict[str, str] = {}
+        taken = {"output"}
+        for node in nodes:
+            wanted = self._wanted.get(node.name, node.name)
+            name, n = wanted, 0
+            while name in taken:
+                n += 1
+                name = f"{wanted}_{n}"
+            taken.add(name)
+            found[node.name] = name
+        return found
+
+    def reach(self, name: str) -> int:
+        """How many steps back the node looks, populations' states aside."""
+        node = self.nodes[name]
+        if isinstance(node, Delay):
+            return node.steps + self.reach(node.inputs[0])
+        if isinstance(node, Neuron):
+            return 0
+        return max((self.reach(i) for i in node.inputs), default=0)
 
     def add(self, node: Node, key: Any = None) -> str:
         """The name of `node`, or of the equal node that already stands.

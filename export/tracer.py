@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Tensor = torch.Tensor
 
-TRACED_STEPS = 3  # the first, one after it, and one to compare that one with
+TRACED_STEPS = 4  # two in which feedback may settle, and two to compare
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
         returned = drive(partial(step, given))
         values.append(recorder.value(_chosen(returned, plan.output)))
     places = [(v.node, v.port) if isinstance(v, At) else None for v in values]
-    if None in places or places[1] != places[2]:
+    if None in places or places[-2] != places[-1]:
         raise UnsupportedError(
             "trace: the module's output is not the same layer at every step; return one "
             "value a step"
@@ -286,7 +286,13 @@ def _graph_of(recorder: Recorder, net: nn.Module, value: Value | None, plan: Pla
         raise UnsupportedError("trace: the output does not depend on the sample")
     nodes = [recorder.entry, *(k for k in nodes if k is not recorder.entry)]
     unused = sorted(set(recorder.chains) - {k.name for k in nodes})
-    end = Output(name="output", inputs=(node,), observe=port, reduce=reduce)
+    names = recorder.builder.final_names(nodes)
+    nodes = [
+        replace(k, name=names[k.name], inputs=tuple(names[i] for i in k.inputs)) for k in nodes
+    ]
+    for chain in recorder.chains.values():
+        chain.node = names.get(chain.node, chain.node)
+    end = Output(name="output", inputs=(names[node],), observe=port, reduce=reduce)
     return Graph.of([*nodes, end], meta={"unused": unused} if unused else {})
 
 
@@ -298,10 +304,11 @@ def _connect(recorder: Recorder, chain: Chain, n: int) -> None:
             "every neuron must run once a step"
         )
     taken = [v.node for v in chain.inputs if v is not None]
-    for t in range(2, n):
-        if taken[t] != taken[1]:
+    settled = min(max(1, recorder.builder.reach(taken[-1])), n - 2)
+    for t in range(max(settled, 0), n):
+        if taken[t] != taken[-1]:
             raise UnsupportedError(
-                f"trace: '{chain.node}' takes '{taken[1]}' at step 1 and '{taken[t]}' at step {t} "
+                f"trace: '{chain.node}' takes '{taken[-1]}' at step {n - 1} and '{taken[t]}' at step {t} "
                 f"({chain.sources[t]}); every step must do the same. A state that no snntorch "
                 "neuron holds cannot be followed"
             )

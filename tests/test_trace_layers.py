@@ -1,4 +1,4 @@
-"""Every layer and operation that the graph has a word for: the node it becomes, and equal values."""
+"""Every layer and operation that the graph has a word for: its node, and equal values."""
 
 from __future__ import annotations
 
