@@ -1,11 +1,11 @@
 """A Program as ONNX, in integers: equal to the reference engine bit for bit.
 
 Weights are int8 (a factor of two, or the parity of odd 9-bit weights, is taken out). Messages and
-states are int32; a current that the worst input could drive past 24 bits, and arithmetic whose products
-pass 32 bits, are int64. Spikes go through ConvInteger and MatMulInteger. A graded message meets a
-convolution in limbs of seven bits: on processors without VNNI, ONNX Runtime adds two 8-bit products in
-16 bits, which seven bits cannot overflow. Division truncates, as decays round; Mod and a division make
-the floor shift.
+states are int32; a current that the worst input could drive past 24 bits, and arithmetic whose
+products pass 32 bits, are int64. Spikes go through ConvInteger and MatMulInteger. A graded message
+meets a convolution in limbs of seven bits: on processors without VNNI, ONNX Runtime adds two 8-bit
+products in 16 bits, which seven bits cannot overflow. Division truncates, as decays round; Mod and
+a division make the floor shift.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Shape = tuple[int, ...]
 def program_network(program: Program) -> Network:
     """The Program as a step with named ends.
 
-    "input" takes `program.encode(x)`, int32; "output" is what the readout watches (spikes, payload or
-    v), int32; "readout" is `[batch, n]` in float units, double. States are "<population>.u", ".v" and,
-    where a projection lags, ".<age>": what the population sent `age` steps ago.
+    "input" takes `program.encode(x)`, int32; "output" is what the readout watches (spikes, payload
+    or v), int32; "readout" is `[batch, n]` in float units, double. States are "<population>.u",
+    ".v" and, where a projection lags, ".<age>": what the population sent `age` steps ago.
     """
     entry = program.input
     states = _states(program)
@@ -83,7 +83,6 @@ def _readout(outer: Body, program: Program) -> str:
     """(value * scale + offset), reduced over time; one row a sample."""
     readout, shape = program.readout, program.output.shape
     lead = ("time", "batch")
-    kind = {"dtype": DOUBLE, "lead": lead}
     wide = outer.op("Cast", ["output"], shape, to=DOUBLE, dtype=DOUBLE, lead=lead)
     scale, offset = (outer.constant(a, np.float64) for a in (readout.scale, readout.offset))
     scaled = outer.op("Mul", [wide, scale], shape, dtype=DOUBLE, lead=lead)
@@ -290,7 +289,7 @@ class _Step:
         return self.weighted(parts, m.out_shape)
 
     def limbs(self, x: str, shape: Shape) -> list[tuple[str, int]]:
-        """x modulo 2**24 in digits of seven bits: all that a convolution, which wraps there, needs."""
+        """x modulo 2**24 in digits of seven bits; a convolution wraps there and needs no more."""
         rest = self.op("Mod", [x, self.num(1 << 24)], shape)
         found = []
         for bit in range(0, 24, LIMB):

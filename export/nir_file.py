@@ -14,9 +14,10 @@ from typing import Literal
 
 from ranvier.export import nir_own, nir_raw
 from ranvier.export.graph import Graph
-from ranvier.export.nir_nodes import Context
+from ranvier.export.nir_fields import Context
 from ranvier.export.nir_read import decode
-from ranvier.export.nir_write import DEFAULT_DT, encode
+from ranvier.export.nir_words import DEFAULT_DT
+from ranvier.export.nir_write import encode
 from ranvier.train.errors import FormatError, RangeError, RanvierError
 
 
@@ -29,10 +30,10 @@ def read_nir(
 ) -> Graph:
     """The Graph in a NIR file.
 
-    A file that `write_nir` wrote comes back structurally equal: exact decays, resets, names and all.
-    Another tool's file is in seconds; it is discretised with steps of `dt` (see `nir_nodes`), a spike
-    resets to v_reset and needs v > v_threshold, and what was migrated from an old dialect is noted in
-    `graph.meta["nir"]["notes"]`.
+    A file that `write_nir` wrote comes back structurally equal: exact decays, resets, names and
+    all. Another tool's file is in seconds; it is discretised with steps of `dt` (see `nir_nodes`),
+    a spike resets to v_reset and needs v > v_threshold, and what was migrated from an old dialect
+    is noted in `graph.meta["nir"]["notes"]`.
 
     dt     seconds a step, for files that do not say
     steps  the number of time steps, if the file does not say
@@ -63,10 +64,10 @@ def read_nir(
 def write_nir(graph: Graph, path: str | os.PathLike[str]) -> list[str]:
     """Writes the graph as NIR 1.0, atomically; returns what other tools will read differently.
 
-    Every node is standard NIR where NIR has a word that means the same (spike logic as Threshold and
-    Scale, normalization as a 1x1 convolution, a membrane without reset as LI and Threshold); reset by
-    subtraction is written as the nearest neuron, and what has no equal gets a type that other tools
-    refuse. The exact values travel in the nodes' metadata under `ranvier`.
+    Every node is standard NIR where NIR has a word that means the same (spike logic as Threshold
+    and Scale, normalization as a 1x1 convolution, a membrane without reset as LI and Threshold);
+    reset by subtraction is written as the nearest neuron, and what has no equal gets a type that
+    other tools refuse. The exact values travel in the nodes' metadata under `ranvier`.
 
     Raises UnsupportedError for what cannot be written, RanvierError where the folder cannot be.
     """

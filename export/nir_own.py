@@ -1,4 +1,6 @@
-"""NIR files that we wrote -> the very Graph: metadata first, then proof that the file still says the same."""
+"""NIR files that we wrote -> the very Graph: metadata first, then proof that the file still says
+the same.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,15 @@ import numpy as np
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import MODELS, NeuronModel
 from ranvier.export.nir_raw import RawNode
-from ranvier.export.nir_write import KEY, VERSION, encode
+from ranvier.export.nir_words import KEY, VERSION
+from ranvier.export.nir_write import encode
 from ranvier.export.nodes import NODES, Node
 from ranvier.train.errors import FormatError, RanvierError
 
 
 def rebuild(raw: RawNode) -> Graph | None:
-    """The Graph that `encode` wrote as `raw`; None where it did not, or where another tool changed it.
+    """The Graph that `encode` wrote as `raw`; None where it did not, or where another tool changed
+    it.
 
     Raises FormatError where the metadata cannot be read at all.
     """
@@ -86,7 +90,7 @@ def _fields(kind: type[Any], said: dict[str, Any], raw: RawNode) -> dict[str, An
 
 
 def _value(hint: Any, value: Any, raw: RawNode) -> Any:
-    """A JSON value as the field wants it: arrays by reference, tuples, models, floats, and words."""
+    """A JSON value as the field wants it: an array by reference, a tuple, a model, a float."""
     if isinstance(value, dict) and "@" in value:
         return _array(value["@"], raw)
     if isinstance(value, dict) and "model" in value:

@@ -1,7 +1,9 @@
-"""NIR files as plain values: what is in the HDF5, checked for size before it is loaded, never executed.
+"""NIR files as plain values: what is in the HDF5, checked for size before it is loaded, never
+executed.
 
-The layout is nir 1.0's: /version and /node, a NIRGraph with `nodes/<name>/<field>`, `edges` [n, 2] and,
-for each node, an optional `metadata` group. Older files have the same layout with fields missing.
+The layout is nir 1.0's: /version and /node, a NIRGraph with `nodes/<name>/<field>`, `edges` [n, 2]
+and, for each node, an optional `metadata` group. Older files have the same layout with fields
+missing.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ class RawNode:
 def load(path: str | os.PathLike[str]) -> RawNode:
     """The NIRGraph in the file.
 
-    Raises FormatError where it is no HDF5 or no NIR, RangeError where it would take too much memory,
-    UnsupportedError where it points outside itself.
+    Raises FormatError where it is no HDF5 or no NIR, RangeError where it would take too much
+    memory, UnsupportedError where it points outside itself.
     """
     name = Path(path).name
     head = _head(path)
@@ -77,8 +79,8 @@ def _head(path: str | os.PathLike[str]) -> bytes:
 def _damaged(name: str, head: bytes, error: Exception) -> str:
     if head.startswith(b"PK"):
         return (
-            f"nir: '{name}' is a zip archive (torch.save writes such), not HDF5; it is not unpickled. "
-            "Export it again with its own tool's NIR writer"
+            f"nir: '{name}' is a zip archive (torch.save writes such), not HDF5; it is not "
+            "unpickled. Export it again with its own tool's NIR writer"
         )
     if head != b"\x89HDF\r\n\x1a\n":
         return f"nir: '{name}' is not HDF5 (it starts with {head[:4]!r}); a NIR file is"
@@ -125,7 +127,8 @@ class _Reader:
         self.bytes += int(item.size) * max(1, item.dtype.itemsize)
         if self.bytes > MAX_BYTES or item.ndim > 16:
             raise RangeError(
-                f"nir: '{self.name}': '{item.name}' {item.shape} takes the file past {MAX_BYTES:,} bytes"
+                f"nir: '{self.name}': '{item.name}' {item.shape} takes the file past "
+                f"{MAX_BYTES:,} bytes"
             )
         if h5py.check_string_dtype(item.dtype) is not None:
             return self.strings(item)

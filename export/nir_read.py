@@ -1,8 +1,8 @@
-"""NIR of other tools -> Graph: structure (nested graphs, cycles, missing ends) here, single nodes in
-`nir_nodes`.
+"""NIR of other tools -> Graph: structure (nested graphs, cycles, missing ends) here, single nodes
+in `nir_nodes`.
 
-A cycle without a Delay is one step late, as NIR's discrete tools run it: the step is put where a neuron's
-spikes leave for the loop.
+A cycle without a Delay is one step late, as NIR's discrete tools run it: the step is put where a
+neuron's spikes leave for the loop.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+
 import numpy as np
 
 from ranvier.export.graph import Graph
-from ranvier.export.nir_nodes import (
+from ranvier.export.nir_fields import (
     STATEFUL,
     STATELESS,
     Context,
     batch_axis,
-    convert,
     declared_shape_fits,
     in_shape,
     oblong_kernels,
@@ -27,6 +27,7 @@ from ranvier.export.nir_nodes import (
     shape_field,
     spyx_dialect,
 )
+from ranvier.export.nir_nodes import convert
 from ranvier.export.nir_raw import MAX_DEPTH, RawNode
 from ranvier.export.nodes import Delay, Input, Join, Node, Output, Shape, output_shape
 from ranvier.train.errors import FormatError, ShapeError, UnsupportedError
@@ -51,7 +52,9 @@ def decode(raw: RawNode, context: Context, steps: int | None) -> Graph:
 
 @dataclass
 class Flat:
-    """A NIR graph without nesting; `wires` are the ends of nested graphs, which only pass values on."""
+    """A NIR graph without nesting; `wires` are the ends of nested graphs, which only pass values
+    on.
+    """
 
     nodes: dict[str, RawNode] = field(default_factory=dict)
     edges: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -105,8 +108,8 @@ def _end(node: RawNode, name: str, kind: str) -> str:
     found = [k for k, n in node.nodes.items() if n.type == kind]
     if len(found) != 1:
         raise UnsupportedError(
-            f"nir: the nested graph '{name}' has {len(found)} {kind} nodes; one is needed, since an "
-            "edge to a graph cannot say which"
+            f"nir: the nested graph '{name}' has {len(found)} {kind} nodes; one is needed, since "
+            "an edge to a graph cannot say which"
         )
     return f"{name}.{found[0]}"
 
@@ -134,7 +137,9 @@ def spliced(flat: Flat) -> None:
 
 
 def complete(flat: Flat) -> None:
-    """Gives every root an Input, and every leaf an Output where the graph has none; checks the ends."""
+    """Gives every root an Input, and every leaf an Output where the graph has none; checks the
+    ends.
+    """
     if not flat.nodes:
         raise FormatError("nir: the graph has no nodes")
     sources, targets = flat.sources(), flat.targets()
@@ -230,7 +235,7 @@ class _Builder:
         return False
 
     def back_edges(self) -> list[tuple[str, str]]:
-        """Edges that close a cycle, found depth first from the inputs; none out of a Delay's loop."""
+        """Edges that close a cycle, depth first from the inputs; none in a Delay's loop."""
         color: dict[str, int] = {}
         found = []
         starts = sorted(self.flat.nodes, key=lambda n: self.flat.nodes[n].type != "Input")
@@ -256,7 +261,7 @@ class _Builder:
         return (t for t in self.targets[name] if (name, t) not in self.cut)
 
     def toward_neuron(self, edge: tuple[str, str]) -> tuple[str, str]:
-        """The edge moved back over maps that only this loop uses, to where spikes leave a neuron."""
+        """The edge moved back over maps that only this loop uses, to where a neuron sends."""
         a, b = edge
         while (
             self.flat.nodes[a].type in STATELESS
@@ -301,7 +306,9 @@ class _Builder:
         self.late.append((name, self.sources[name]))
 
     def taken(self, source: str, name: str) -> str:
-        """The node of ours that brings `source` to `name`: itself, or a Delay where the cycle is cut."""
+        """The node of ours that brings `source` to `name`: itself, or a Delay where the cycle is
+        cut.
+        """
         if (source, name) not in self.cut:
             return self.value[source]
         if source not in self.delays:
@@ -313,7 +320,7 @@ class _Builder:
         return self.delays[source]
 
     def loop_shape(self, source: str, target: str) -> Shape:
-        """The shape of a value that is not computed yet: its sender's own, or what its takers say."""
+        """The shape of a value that is not known yet: its sender's own, or what its takers say."""
         others = [s for s in self.sources[target] if s != source and s in self.value]
         found = out_shape(self.flat.nodes[source])
         if found is None:

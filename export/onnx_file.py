@@ -1,7 +1,8 @@
 """The border to ONNX: `write_onnx`, and `run_onnx` on ONNX Runtime.
 
-A full sequence is one Scan over time whose body is one step; a one-step model has the states as inputs
-and outputs. All operators are standard, opset 17; the batch axis is dynamic; values are float32.
+A full sequence is one Scan over time whose body is one step; a one-step model has the states as
+inputs and outputs. All operators are standard, opset 17; the batch axis is dynamic; values are
+float32.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def write_onnx(
 ) -> None:
     """Writes the network as ONNX, checked by onnx.checker, atomically.
 
-    steps=T  one model for the whole sequence: "input" [T, batch, *shape] -> "output" [T, batch, ...],
-             and "readout" [batch, ...] where the output is reduced over time
-    steps=None  one step: "input" [batch, *shape] and each state "<population>.v" ... -> "output" and
+    steps=T  one model for the whole sequence: "input" [T, batch, *shape] -> "output" [T, batch,
+             ...], and "readout" [batch, ...] where the output is reduced over time
+    steps=None  one step: "input" [batch, *shape] and each state "<population>.v" ... -> "output"
+                and
              "<population>.v.next" ...; zeros begin a sequence (`initial_states`)
     static   with steps=T: "input" is [batch, *shape], held for all T steps
 
@@ -63,7 +65,7 @@ def write_onnx(
 
 
 def network(graph: Graph) -> Network:
-    """The Graph as a step with named ends: the first input is "input", the first output "output"."""
+    """The Graph as a step with named ends: its first ends are "input" and "output"."""
     entries = _names(graph.inputs, "input")
     ends = _names(graph.outputs, "output")
 
@@ -125,7 +127,8 @@ def run_onnx(
     A one-step model is run over all of x's steps, its states handed on. `output` may name "readout"
     or a further output. `threads` 0 leaves the number to ONNX Runtime.
 
-    Raises FormatError where the file is no model that `write_onnx` made, ShapeError where x does not fit.
+    Raises FormatError where the file is no model that `write_onnx` made, ShapeError where x does
+    not fit.
     """
     session = _session(path, threads)
     said = _said(session, path)

@@ -1,4 +1,4 @@
-"""What turns one step into a model: a Scan over time, or the step itself with its states outside."""
+"""What turns one step into a model: a Scan over time, or the step with its states outside."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def add_join(body: Body, node: Join, taken: list[str], shape: Shape) -> str:
 
 
 class _Cell:
-    """Arithmetic on one population's values, in the order in which `ranvier.export.neurons` has it."""
+    """Arithmetic on one population's values, in the order of `ranvier.export.neurons`."""
 
     def __init__(self, body: Body, shape: Shape) -> None:
         self.body, self.shape = body, shape

@@ -1,4 +1,4 @@
-"""NIR: nothing of ours is lost, others' words mean what they say, and what is unclear is refused."""
+"""NIR: nothing of ours is lost, others' words mean what they say, the unclear is refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from graphs import GRAPHS, chain, neuron_graph, normal, recurrent_graph, residua
 
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import IF, LI, LIF, CubaLI, CubaLIF, Threshold
+from ranvier.export.nir_fields import Context
 from ranvier.export.nir_file import main, read_nir, write_nir
-from ranvier.export.nir_nodes import Context
 from ranvier.export.nir_raw import RawNode
 from ranvier.export.nir_read import decode
 from ranvier.export.nir_write import encode
@@ -28,7 +28,7 @@ from ranvier.train.errors import (
     UnsupportedError,
 )
 
-# What nir 1.0.8 cannot read of what we write, and why: its own slips, or a type that it does not have.
+# What nir 1.0.8 cannot read of what we write, and why: its own slips, or a type it does not have.
 NIR_FAILS = {
     "layer conv_oblong": "takes every kernel for square",
     "layer conv_groups": "takes weight.shape[1] for the input channels",
@@ -53,13 +53,17 @@ def test_round_trip_loses_nothing(name, tmp_path):
 def test_round_trip_check_can_fail(tmp_path):
     graph = GRAPHS["recurrent"]
     write_nir(graph, tmp_path / "a.nir")
-    other = graph.with_nodes([*list(graph)[:-1], Output(name="out", inputs=("read",), reduce="max")])
+    other = graph.with_nodes(
+        [*list(graph)[:-1], Output(name="out", inputs=("read",), reduce="max")]
+    )
     assert other.diff(read_nir(tmp_path / "a.nir"))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_other_tools_get_the_same_network(name):
-    """Read without our metadata, as any tool reads it, the file computes the same: or a note says not."""
+    """Read without our metadata, as any tool reads it, the file computes the same: or a note says
+    not.
+    """
     graph = GRAPHS[name]
     raw, notes = encode(graph)
     if notes:
@@ -254,7 +258,7 @@ def test_exponential_decay_is_the_exact_solution(tmp_path):
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.95, 0.99])
 def test_decays_written_by_snntorch_come_back(beta, tmp_path):
-    """snntorch's exporter writes tau = dt / (1 - beta), r = tau / dt, with dt = 1e-4, in float32."""
+    """snntorch's exporter writes tau = dt / (1 - beta), r = tau / dt, dt = 1e-4, in float32."""
     b = np.full(3, beta, np.float32)
     tau = np.float32(1e-4) / (1 - b)
     lif = nir.LIF(tau=tau, r=tau / np.float32(1e-4), v_leak=b * 0, v_threshold=b * 0 + 1)
@@ -304,7 +308,11 @@ def test_layers_of_other_tools(tmp_path):
     conv("same", 1, (2, 1), 1)
     k1 = normal(6, 3, 2, 4)
     node = nir.Conv1d(9, k1, 2, 1, 1, 1, normal(7, 3))
-    same(node, (2, 9), lambda x: F.conv1d(x, torch.from_numpy(k1), torch.from_numpy(normal(7, 3)), 2, 1))
+    same(
+        node,
+        (2, 9),
+        lambda x: F.conv1d(x, torch.from_numpy(k1), torch.from_numpy(normal(7, 3)), 2, 1),
+    )
     pool = (np.array([2, 3]), np.array([2, 1]), np.array([1, 0]))
     args = [tuple(p.tolist()) for p in pool]
     same(nir.AvgPool2d(*pool), (2, 6, 6), lambda x: F.avg_pool2d(x, *args))
@@ -349,7 +357,9 @@ def recurrent_reference(x, w, b, beta, gain):
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_cycle_is_one_step_late(nested, delayed, tmp_path):
-    """Without a Delay a cycle takes one step; a Delay of one step says the same; nesting changes nothing."""
+    """Without a Delay a cycle takes one step; a Delay of one step says the same; nesting changes
+    nothing.
+    """
     w, b = normal(1, 4, 4), normal(2, 4)
     lif = nir.LIF(*of(4, 1e-3, 10.0, 0.0, 1.0, 0.0))
     entry, out = ends(4)
@@ -364,7 +374,9 @@ def test_a_cycle_is_one_step_late(nested, delayed, tmp_path):
         sub = nir.NIRGraph(nodes=inner, edges=wires, type_check=False)
         path = theirs(tmp_path / "a.nir", x=entry, net=sub, y=out)
     else:
-        path = theirs(tmp_path / "a.nir", [("x", "lif"), ("lif", "y"), *loop], x=entry, y=out, **parts)
+        path = theirs(
+            tmp_path / "a.nir", [("x", "lif"), ("lif", "y"), *loop], x=entry, y=out, **parts
+        )
     graph = read_nir(path, dt=DT)
     x = 2 * spikes(3, 30, 5, 4)
     expected = recurrent_reference(x, w, b, np.float32(0.9), np.float32(1.0))
@@ -379,7 +391,9 @@ def test_our_recurrent_layer_is_a_plain_cycle_to_others():
 
 
 def test_missing_ends_are_added(tmp_path):
-    path = theirs(tmp_path / "a.nir", [("a", "n")], a=nir.Linear(normal(1, 3, 4)), n=NEURONS["IF"][0])
+    path = theirs(
+        tmp_path / "a.nir", [("a", "n")], a=nir.Linear(normal(1, 3, 4)), n=NEURONS["IF"][0]
+    )
     graph = read_nir(path)
     assert graph.inputs[0].shape == (4,) and graph.outputs[0].inputs == ("n",)
 
@@ -389,9 +403,7 @@ def test_missing_ends_are_added(tmp_path):
 
 def raw_of(**nodes: RawNode) -> RawNode:
     names = list(nodes)
-    return RawNode(
-        "NIRGraph", nodes=nodes, edges=list(zip(names[:-1], names[1:], strict=True))
-    )
+    return RawNode("NIRGraph", nodes=nodes, edges=list(zip(names[:-1], names[1:], strict=True)))
 
 
 def entry_of(*shape: int) -> RawNode:
@@ -559,7 +571,9 @@ def test_hostile_files_are_refused_before_they_are_loaded(tmp_path):
     def huge(file):
         del file["node/nodes/fc/weight"]
         shape = (2**20, 2**20)  # no chunk is stored: a small file that decodes to 4 TiB
-        file["node/nodes/fc"].create_dataset("weight", shape, "f4", chunks=(1024, 1024), fillvalue=1)
+        file["node/nodes/fc"].create_dataset(
+            "weight", shape, "f4", chunks=(1024, 1024), fillvalue=1
+        )
 
     def outside(file):
         del file["node/nodes/fc/weight"]
@@ -650,7 +664,9 @@ def test_single_neurons_of_the_nir_paper(tool, decay, data_file):
 
 
 def test_the_convolutional_network_of_the_nir_paper_reads_digits(data_file):
-    """Ten N-MNIST test samples, one each digit, at 1 ms; all hundred give 100 % (and take a minute)."""
+    """Ten N-MNIST test samples, one each digit, at 1 ms; all hundred give 100 % (and take a
+    minute).
+    """
     graph = read_nir(data_file("nir", "neuromorphs_NIR__scnn_mnist__669fbfad.nir"))
     stored = np.load(data_file("nmnist", "nmnist.npz"))
     raw, offsets, label = stored["raw"], stored["offsets"], stored["label"]

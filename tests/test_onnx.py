@@ -1,4 +1,4 @@
-"""ONNX: what ONNX Runtime computes is what the interpreter, and for integers the engine, computes."""
+"""ONNX: what ONNX Runtime computes is what the interpreter or the engine computes."""
 
 from __future__ import annotations
 
@@ -220,7 +220,8 @@ def test_any_neuron_spikes_alike(seed, reset, timing, strict, beta, v_leak, tmp_
 
 
 def test_convolutional_spikes_over_many_neurons(tmp_path):
-    """ONNX Runtime sums a convolution in another order than torch: how many of 1.5 million spikes differ.
+    """ONNX Runtime sums a convolution in another order than torch: how many of 1.5 million spikes
+    differ.
 
     A spike differs only where v is within rounding (1e-6) of the threshold; a handful is allowed.
     """
