@@ -68,7 +68,7 @@ def _nodes(
                 name=f"{name}.in",
                 inputs=(before,),
                 weight=layer.weight.astype(np.float64),
-                bias=None if bias is None else np.broadcast_to(bias.reshape(-1), layer.shape[:1]),
+                bias=None if bias is None else _spread(bias.reshape(-1), layer.shape[:1]),
                 stride=layer.stride,
                 padding=layer.padding,
                 dilation=layer.dilation,
@@ -98,7 +98,7 @@ def _dense(
             source, n = f"{name}.delay{steps}", (layer.weight.shape[1],)
             nodes.append(Delay(name=source, inputs=(before,), steps=int(steps), shape=n))
         part = np.where(delay == steps, weight, 0.0)
-        more = None if bias is None or len(terms) > 1 else np.broadcast_to(bias, layer.shape)
+        more = None if bias is None or len(terms) > 1 else _spread(bias, layer.shape)
         nodes.append(Dense(name=terms[-1], inputs=(source,), weight=part, bias=more))
     if layer.weight_rec is not None:
         nodes.append(Delay(name=f"{name}.past", inputs=(name,), steps=1, shape=layer.shape))
@@ -136,6 +136,10 @@ def _model(
         return CubaLI(alpha=alpha, beta=beta, v_leak=leak), bias
     rest: dict[str, Any] = {"beta": beta, "v_threshold": _plain(n.vth), "v_leak": leak}
     return CubaLIF(alpha=alpha, **rest) if np.any(alpha) else LIF(**rest), bias
+
+
+def _spread(bias: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(bias, shape).copy()
 
 
 def _plain(value: Any) -> Any:

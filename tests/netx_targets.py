@@ -1,4 +1,4 @@
-"""What the netx tests run inside Lava's guarded process: lava-dl's own reader and its arithmetic."""
+"""What the netx tests run inside Lava's guarded process: lava-dl's own reader and arithmetic."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import numpy as np
 from ranvier.deploy import lava_compat
 
 
-def run_net(payload: dict[str, Any]) -> dict[str, Any]:
-    """What every layer of a .net file sends when netx runs it: {"layers": [[step, *shape], ...]}.
-
-    path, message_bits  as for netx' Network
-    x           `[step, *shape]`, shape as (C, H, W): spikes at net.inp, step after step; or, for a file
-                with an input layer, one image `[1, *shape]` held as the bias of its neurons
-    steps, reset_interval, reset_offset
-    """
+def run_nets(payload: dict[str, Any]) -> dict[str, Any]:
+    """{"runs": [for each job {"sent": a row `[step, *shape]` a layer, "v": the same}]}."""
     lava_compat.apply(netx=True)
+    return {"runs": [_run(job) for job in payload["jobs"]]}
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    """What every layer of a .net file sends and holds when netx runs it.
+
+    path, message_bits, reset_interval, reset_offset  as for netx' Network
+    x      `[step, *shape]`, shape as (C, H, W): what comes in at net.inp, step after step; or, for
+           a file with an input layer, one image `[1, *shape]` held as the bias of its neurons
+    steps  Lava steps
+    """
     from lava.lib.dl.netx.hdf5 import Network
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.lif.models import PyLifModelBitAcc
     from lava.proc.lif.process import LIF, LIFReset
+
     from ranvier.deploy.lava_processes.stock import TapedLifReset
     from ranvier.deploy.lava_processes.synapses import Source
     from ranvier.deploy.lava_processes.tape import Recording, Tape
@@ -31,31 +37,35 @@ def run_net(payload: dict[str, Any]) -> dict[str, Any]:
         """LIF, recorded."""
 
     net = Network(
-        net_config=payload["path"],
-        input_message_bits=payload.get("message_bits", 0),
-        reset_interval=payload["reset_interval"],
-        reset_offset=payload["reset_offset"],
+        net_config=job["path"],
+        input_message_bits=job["message_bits"],
+        reset_interval=job["reset_interval"],
+        reset_offset=job["reset_offset"],
     )
-    x = np.asarray(payload["x"], np.int32)
-    backwards = (0, *range(x.ndim - 1, 0, -1))  # lava-dl's images are (W, H, C)
+    x = np.asarray(job["x"], np.int32)
     if hasattr(net.in_layer, "transform"):
         by = net.in_layer.transform
-        net.in_layer.neuron.bias_mant.init = x[0].transpose()[...] * by["weight"] + by["bias"]
+        net.in_layer.neuron.bias_mant.init = x[0].transpose() * by["weight"] + by["bias"]
     else:
-        source = Source(data=np.ascontiguousarray(x.transpose(backwards)))
+        source = Source(data=np.ascontiguousarray(x.transpose(backwards_of(x))))
         source.s_out.connect(net.inp)
     tapes = []
     for layer in net.layers:
-        tapes.append(Tape(payload["steps"], layer.neuron.s_out.shape, ("sent", "v")))
+        tapes.append(Tape(job["steps"], layer.neuron.s_out.shape, ("sent", "v")))
         layer.neuron.proc_params["tape"] = tapes[-1]
     models = {LIF: TapedLif, LIFReset: TapedLifReset}
     config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models)
-    net.run(condition=RunSteps(num_steps=payload["steps"]), run_cfg=config)
+    net.run(condition=RunSteps(num_steps=job["steps"]), run_cfg=config)
     net.stop()
     return {
-        what: [t.rows[key].transpose(0, *range(t.rows[key].ndim - 1, 0, -1)) for t in tapes]
-        for what, key in (("layers", "sent"), ("membranes", "v"))
+        key: [t.rows[key].transpose(backwards_of(t.rows[key])) for t in tapes]
+        for key in ("sent", "v")
     }
+
+
+def backwards_of(rows: np.ndarray) -> tuple[int, ...]:
+    """The axes of `[step, W, H, C]` that make it `[step, C, H, W]`, and back."""
+    return (0, *range(rows.ndim - 1, 0, -1))
 
 
 def dense_weights(payload: dict[str, Any]) -> dict[str, Any]:
