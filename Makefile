@@ -1,5 +1,6 @@
 # make .venv: the environment.  make demo: the whole pipeline on scikit-learn's digits.  make help: the rest.
 PYTHON ?= python3
+N ?= 200
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,8 +18,8 @@ help:  ## this list
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo 'ranvier: installing into $(VENV); torch alone is large, so this takes some minutes'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -c constraints.txt -e '.[test,dev]'
 	@touch $@
 	@$(MAKE) --no-print-directory lava || true
 
@@ -29,7 +30,7 @@ lava: $(STAMP)  ## only Lava, into the environment
 	  echo 'ranvier: Lava could not be installed, so that its column stays empty; `make lava` tries again.'; exit 1; }
 
 $(LAVA_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(LAVA_NEEDS)
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -c constraints.txt $(LAVA_NEEDS)
 	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python $(LAVA)
 	@touch $@
 
@@ -45,8 +46,8 @@ check: $(STAMP)  ## ruff, formatting, mypy, the tests
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory test
 
-conformance: $(STAMP)  ## random Programs in Lava and in the reference: the long run
-	$(BIN)/python -m pytest tests/conformance -m 'slow or not slow' $(ARGS)
+conformance: $(STAMP)  ## N random Programs in Lava and in every engine against the reference (N=200)
+	RANVIER_CONFORMANCE=$(N) $(BIN)/python -m pytest tests/conformance -m slow -s $(ARGS)
 
 bench: $(STAMP)  ## benchmarks, each with its equality check first
 	$(BIN)/ranvier bench $(ARGS)
