@@ -11,7 +11,7 @@ Sources: SEW-ResNet (Fang et al., 2021), MS-ResNet (Hu et al., 2024), OR: SynA-R
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -165,7 +165,7 @@ class ResidualBlock(Stepped):
 
     def __init__(
         self,
-        convs: list[tuple[nn.Module, nn.BatchNorm2d]],
+        convs: Sequence[tuple[nn.Module, nn.Module]],
         shortcut: nn.Module,
         join: str,
         neuron: NeuronFactory,

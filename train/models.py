@@ -18,7 +18,7 @@ from ranvier.train.errors import DataError, RangeError
 from ranvier.train.networks import NEURONS, ModelConfig, Network
 
 JOIN_NAMES = ("vanilla", "sew", "sew-and", "sew-iand", "ms", "or")
-NORMS = ("bn", "tdbn", "tdbn-scaled")
+NORMS = ("bn", "tdbn", "tdbn-scaled", "none")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -40,6 +40,55 @@ _DIGITS = {"blocks": (1, 1, 1), "widths": (16, 16, 32), "image_size": 8, "in_cha
 _MNIST = {"in_channels": 1, "image_size": 28}
 
 
+_GHOST = ("models_ghost:GhostNet", "models_ghost:GhostConfig")
+_SYNA = ("models_syna:SynANet", "models_syna:SynAConfig")
+_SSNN = ("models_ssnn:SSNN", "models_ssnn:SSNNConfig")
+_SEW7B = ("models_dvs:SevenB", "models_dvs:SevenBConfig")
+_SEQUENTIAL = ("models_dvs:SequentialNet", "models_dvs:SequentialConfig")
+_EVENTS = {"in_channels": 2, "image_size": 48}
+_SEW7B_BASE = {
+    "join": "sew",
+    "neuron": "plif",
+    "decay_input": True,
+    "steps": 16,
+    "in_channels": 2,
+    "image_size": 128,
+}
+_PAIR = {
+    "layers": (32, 0, 64, 0, 128, 0),
+    "norm": "none",
+    "conv_bias": True,
+    "in_channels": 2,
+}
+_LIF2 = {"decay_input": True, "beta": 0.5}  # tau = 2, the input scaled by 1 / tau
+_ZOO: dict[str, Entry] = {
+    "ghostnet": Entry(*_GHOST, {"steps": 6}),
+    "ghostnet-dfc": Entry(*_GHOST, {"steps": 6, "dfc": True}),
+    "ghostnet-mlp": Entry(*_GHOST, {"steps": 6, "channel_mlp": True}),
+    "syna-resnet18": Entry(*_SYNA, {"join": "or", "steps": 16, **_LIF2}),
+    "syna-resnet18-dvs": Entry(
+        *_SYNA,
+        {"join": "or", "steps": 16, **_LIF2, **_EVENTS, "ma_after": 1, "stem_pool": True},
+    ),
+    "ssnn-vgg9": Entry(*_SSNN, {"steps": 8, **_EVENTS}),
+    "ssnn-resnet": Entry(
+        *_SSNN,
+        {
+            "steps": 8,
+            **_EVENTS,
+            "kind": "resnet",
+            "join": "sew",
+            "blocks": (1, 1, 1, 1),
+            "widths": (64, 128, 256, 512),
+            "strides": (1, 2, 2, 2),
+        },
+    ),
+    "sew7b": Entry(*_SEW7B, _SEW7B_BASE),
+    "sew7b-gesture": Entry(*_SEW7B, {**_SEW7B_BASE, "widths": (32,) * 7, "num_classes": 11}),
+    "dvs-snn": Entry(*_PLAIN, {**_PAIR, "neuron": "if", "steps": 8}),
+    "dvs-cnn": Entry(*_PLAIN, {**_PAIR, "neuron": "relu", "steps": 1}),
+    "sequential": Entry(*_SEQUENTIAL, {"neuron": "psn", "steps": 32}),
+}
 _MS = {
     "join": "ms",
     "norm": "tdbn",
@@ -93,6 +142,7 @@ MODELS: dict[str, Entry] = {
     "resnet-digits": Entry(*_RESNET, _DIGITS),
     **_cifar_resnets(),
     **_imagenet_resnets(),
+    **_ZOO,
 }
 
 
@@ -212,12 +262,12 @@ def operations(net: Network) -> tuple[int, int]:
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
         n = output[0].numel()  # of one sample of the batch, time folded into it
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, _WEIGHTED):
             counts["macs"] += n * module.weight[0].numel()
         else:
             counts["elements"] += n
 
-    counted = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, *_POOLS)
+    counted = (*_WEIGHTED, nn.modules.batchnorm._BatchNorm, *_POOLS)
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, counted)]
     was_training = net.training
     try:
@@ -230,7 +280,8 @@ def operations(net: Network) -> tuple[int, int]:
     return counts["macs"], counts["elements"]
 
 
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_WEIGHTED = (nn.Conv2d, nn.Conv1d, nn.Linear)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AvgPool1d, nn.AdaptiveAvgPool2d)
 
 
 def flops(net: Network) -> int:

@@ -110,6 +110,7 @@ NEURONS: dict[str, NeuronBuilder] = {
     "ipsu": lambda c, o: IPSU(**{"steps": c.steps, **_psu_options(c, o)}),
     "rpsu": lambda c, o: RPSU(**{"steps": c.steps, **_psu_options(c, o)}),
     **{f"paralif-{firing}": _paralif(firing) for firing in FIRING},
+    "relu": lambda c, o: nn.ReLU(),  # the artificial twin of a network; use steps=1
 }
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ranvier.train.errors import RangeError
+
 
 class TdBN2d(nn.BatchNorm2d):
     """Batch normalization whose weight starts at alpha v_threshold; else torch's own.
@@ -63,24 +65,29 @@ class ScaledTdBN2d(nn.BatchNorm2d):
 
 def make_norm(
     kind: str, channels: int, *, alpha: float = 1.0, v_threshold: float = 1.0
-) -> nn.BatchNorm2d:
-    """Batch normalization of that kind: "bn", "tdbn" or "tdbn-scaled".
+) -> nn.Module:
+    """Batch normalization of that kind: "bn", "tdbn", "tdbn-scaled", or nothing for "none".
 
     Raises RangeError for another.
     """
-    from ranvier.train.errors import RangeError
-
     if kind == "bn":
         return nn.BatchNorm2d(channels)
     if kind == "tdbn":
         return TdBN2d(channels, alpha=alpha, v_threshold=v_threshold)
     if kind == "tdbn-scaled":
         return ScaledTdBN2d(channels, alpha=alpha, v_threshold=v_threshold)
-    raise RangeError(f"norm: '{kind}' is none of bn, tdbn, tdbn-scaled")
+    if kind == "none":
+        return nn.Identity()
+    raise RangeError(f"norm: '{kind}' is none of bn, tdbn, tdbn-scaled, none")
 
 
-def zero_init(norm: nn.BatchNorm2d, bias: float = 0.0) -> None:
-    """Makes the normalization give `bias` everywhere, so that its branch starts as a constant."""
+def zero_init(norm: nn.Module, bias: float = 0.0) -> None:
+    """Makes the normalization give `bias` everywhere, so that its branch starts as a constant.
+
+    Raises RangeError where there is no normalization.
+    """
+    if not isinstance(norm, nn.BatchNorm2d):
+        raise RangeError("norm: 'none' leaves nothing to start at zero; set zero_init=False")
     with torch.no_grad():
         norm.weight.zero_()
         norm.bias.fill_(bias)
