@@ -205,6 +205,9 @@ class Writer:
     def unsaid(self, node: Node, kind: str, /, **data: Any) -> None:
         """A node of a type that NIR does not have, so that other tools refuse it."""
         self.simple(node, kind, **data)
+        self.refused(node, kind)
+
+    def refused(self, node: Node, kind: str) -> None:
         self.notes.append(f"'{node.name}': NIR has no {kind}; other tools will refuse this file")
 
     def dissolve(self, node: Node) -> None:
@@ -227,10 +230,15 @@ class Writer:
         live = {"weight": ["weight", index], "bias": ["bias", index]}
         weight = np.broadcast_to(node.weight, (*lead, *node.weight.shape))
         if node.bias is None:
-            self.simple(node, "Linear", live, weight=weight)
+            key = self.simple(node, "Linear", live, weight=weight)
         else:
             bias = np.broadcast_to(node.bias, (*lead, *node.bias.shape))
-            self.simple(node, "Affine", live, weight=weight, bias=bias)
+            key = self.simple(node, "Affine", live, weight=weight, bias=bias)
+        if node.out_shape is not None:
+            laid = self.add(f"{node.name}.shaped", "Unflatten", node.out_shape)
+            self.chain(key, self.part(node, laid))
+            self.sends[node.name] = laid
+            self.refused(node, "Unflatten")
 
     def conv(self, node: Conv, before: Shape) -> None:
         live = {"weight": ["weight"], "bias": ["bias"]}

@@ -113,8 +113,13 @@ def add_node(body: Body, node: Node, taken: list[str], before: list[Shape], shap
             )
         case Dense():
             weight = body.constant(np.ascontiguousarray(node.weight.T))
-            y = body.op("MatMul", [x, weight], shape)
-            return y if node.bias is None else body.op("Add", [y, body.constant(node.bias)], shape)
+            flat = (*before[0][:-1], len(node.weight))
+            y = body.op("MatMul", [x, weight], flat)
+            if node.bias is not None:
+                y = body.op("Add", [y, body.constant(node.bias)], flat)
+            if node.out_shape is None:
+                return y
+            return body.op("Reshape", [y, body.constant([-1, *shape], np.int64)], shape)
         case Pool():
             return add_pool(body, node, x, shape)
         case Flatten():

@@ -105,6 +105,7 @@ def norm(name: str, c: int, seed: int = 3) -> Norm:
 LAYERS: dict[str, Graph] = {
     "dense": chain((4,), Dense(name="a", weight=normal(1, 3, 4))),
     "dense_bias": chain((4,), Dense(name="a", weight=normal(1, 3, 4), bias=normal(2, 3))),
+    "dense_shaped": chain((4,), Dense(name="a", weight=normal(1, 6, 4), out_shape=(2, 3, 1))),
     "dense_rows": chain((2, 4), Dense(name="a", weight=normal(1, 3, 4), bias=normal(2, 3))),
     "conv": chain((2, 6, 6), Conv(name="a", weight=normal(1, 3, 2, 3, 3))),
     "conv_bias": chain((2, 6, 6), Conv(name="a", weight=normal(1, 3, 2, 3, 3), bias=normal(2, 3))),

@@ -35,6 +35,7 @@ NIR_FAILS = {
     "layer conv_depthwise": "the same",
     "layer avg1d": "the same: a depthwise convolution",
     "layer sum1d": "the same: a depthwise convolution",
+    "layer dense_shaped": "Unflatten: no such type",
     "layer max": "MaxPool2d of real values: no such type",
     "layer max1d": "MaxPool1d: no such type",
     "layer upsample": "Upsample: no such type",
