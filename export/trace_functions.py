@@ -448,13 +448,18 @@ def _subsample(rec: Recorder, x: Tensor, place: tuple[Any, ...]) -> Answer:
     place = (*place, *[slice(None)] * (x.ndim - len(place)))
     if len(place) != x.ndim or not all(isinstance(p, slice) for p in place):
         return None
-    if all(_full(p) for p in place):
+    spans = [range(size)[p] for p, size in zip(place, x.shape, strict=True)]
+    if all(len(r) == size for r, size in zip(spans, x.shape, strict=True)):
         return value
-    plain = all(p.start in (None, 0) and p.stop is None for p in place)
-    if n < 1 or not plain or not all(_full(p) for p in place[:2]):
+    if len(spans[0]) != x.shape[0] or 0 in map(len, spans):
         return None
-    node = Subsample(name="", stride=tuple(int(p.step or 1) for p in place[2:]))
-    return apply_nodes(rec, [node], x, rec.name("shortcut"))
+    steps = tuple(r.step for r in spans[2:])
+    whole = all(len(range(s)[:: r.step]) == len(r) for r, s in zip(spans, x.shape, strict=True))
+    if n >= 1 and whole and len(spans[1]) == x.shape[1] and all(r.start == 0 for r in spans):
+        node = Subsample(name="", stride=steps)
+        return apply_nodes(rec, [node], x, rec.name("shortcut"))
+    crop = layers.crop(rec.builder.shapes[value.node], spans[1:])
+    return apply_nodes(rec, crop, x, rec.name("crop")) if isinstance(crop, list) else None
 
 
 def setitem(rec: Recorder, base: Tensor, index: Any, given: Any) -> Value | None:

@@ -91,6 +91,46 @@ def _same(
     return spread, wide, total // 2 + 1
 
 
+def crop(shape: Shape, spans: list[range]) -> Made:
+    """Some of the elements, in order and evenly spaced: a linear map of zeros and ones."""
+    if len(shape) not in (1, 2, 3) or any(r.step < 1 for r in spans):
+        return f"a slice of {shape}"
+    n = len(shape) - 1
+    chosen = np.zeros((len(spans[0]), shape[0], *[1] * n), np.float32)
+    chosen[np.arange(len(spans[0])), list(spans[0])] = 1
+    if n == 0:
+        return dense_of(chosen)
+    made: list[Node] = []
+    if len(spans[0]) != shape[0]:
+        made.append(
+            Conv(name="", weight=chosen, stride=(1,) * n, padding=(0,) * n, dilation=(1,) * n)
+        )
+    sides = [
+        (r.start, length - 1 - r[-1], r.step)
+        for r, length in zip(spans[1:], shape[1:], strict=True)
+    ]
+    if any(side != (0, 0, 1) for side in sides):
+        channels = len(spans[0])
+        kernel = np.zeros((channels, 1, *[a + b + 1 for a, b, _ in sides]), np.float32)
+        place: Any = (slice(None), 0, *[a for a, _, _ in sides])
+        kernel[place] = 1
+        made.append(
+            Conv(
+                name="",
+                weight=kernel,
+                stride=tuple(s for _, _, s in sides),
+                padding=(0,) * n,
+                dilation=(1,) * n,
+                groups=channels,
+            )
+        )
+    return made
+
+
+def dense_of(weight: np.ndarray) -> Made:
+    return [Dense(name="", weight=weight)]
+
+
 def norm(mean: Any, var: Any, gamma: Any, beta: Any, eps: float) -> Made:
     if mean is None or var is None:
         return "batch normalization without running statistics depends on the batch"

@@ -29,6 +29,7 @@ def record_module(
 
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     known = [a for a in tensors if rec.value(a) is not None]
+    rec.check_followed(tensors)
     if isinstance(module, snntorch.SpikingNeuron):
         record_neuron(rec, module, args, kwargs, out)
         return
@@ -299,8 +300,8 @@ def membrane(rec: Recorder, value: Value) -> str:
     peak = np.min(model.v_threshold)
     if value.port == "u" or (model.reset != "none" and peak < 1e6):
         raise rec.refuse(
-            f"the state '{value.port}' of '{value.node}' goes into another layer",
-            "only a neuron with reset_mechanism='none' can send its membrane",
+            f"the state '{value.port}' of '{value.node}' is used outside its neuron",
+            "pass it on unchanged; only with reset_mechanism='none' can a neuron send its membrane",
         )
     return rec.builder.made(("membrane", value.node)) or _integrator(rec, node, model)
 

@@ -96,10 +96,16 @@ def record(
         rec.random.update(map(id, results))
     given = list(tensors_in((args, kwargs)))
     known = [x for x in given if rec.value(x) is not None]
+    lost = [x for x in given if id(x) in rec.lost]
+    if lost and not known and name not in CONSTANT:
+        for result in results:
+            rec.lose(result, rec.lost[id(lost[0])])
+        return
     if not known or name in CONSTANT:
         for result in results:
             rec.know(result, None)
         return
+    rec.check_followed(lost)
     if name in RANDOM or any(id(x) in rec.random for x in given):
         raise rec.refuse(
             f"random numbers ({name}) meet the input inside the module",
@@ -445,11 +451,12 @@ def opaque(
     frozen = _frozen_call(rec, (args, kwargs), x=known)
     for i, result in enumerate(tensors_in(out)):
         if tuple(result.shape[:lead]) != tuple(known[0].shape[:lead]):
-            raise rec.refuse(
-                f"{kind} gives {tuple(result.shape)} for {tuple(known[0].shape)}: "
-                "it mixes samples or steps",
-                "keep [batch, ...] first",
+            rec.lose(
+                result,
+                f"{rec.line()}: {kind} gives {tuple(result.shape)} for {tuple(known[0].shape)}: it "
+                "mixes samples or steps; keep [batch, ...] first",
             )
+            continue
         node = Opaque(
             name=name,
             inputs=tuple(nodes),

@@ -70,6 +70,7 @@ class Recorder(TorchFunctionMode):
         self.inside = 0  # depth of leaf modules
         self.can_restart = True  # whether a time axis may still be found
         self.random: set[int] = set()  # tensors of random numbers
+        self.lost: dict[int, str] = {}  # tensors that cannot be followed: why
         self.followers: list[tuple[str, str]] = []  # node -> the population whose input it shares
         self.unknown_calls: dict[Any, int] = {}  # neurons without a model: steps so far
 
@@ -81,6 +82,7 @@ class Recorder(TorchFunctionMode):
     def know(self, x: Any, value: Value | None) -> None:
         """From now on the tensor x stands for `value` (None: a constant)."""
         self.alive.append(x)
+        self.lost.pop(id(x), None)
         if value is None:
             self.values.pop(id(x), None)
             return
@@ -100,6 +102,17 @@ class Recorder(TorchFunctionMode):
                     f"trace: '{value.node}' should have the shape {shape}, its series has "
                     f"{tuple(x.shape[2:])} after time and batch ({self.line()})"
                 )
+
+    def lose(self, x: Any, why: str) -> None:
+        """The tensor cannot be followed; that is refused where it meets the network again."""
+        self.know(x, None)
+        self.lost[id(x)] = why
+
+    def check_followed(self, tensors: list[Any]) -> None:
+        """Raises UnsupportedError where one of them cannot be followed."""
+        for x in tensors:
+            if id(x) in self.lost:
+                raise UnsupportedError(f"trace: {self.lost[id(x)]}")
 
     def refuse(self, what: str, way_out: str = "") -> UnsupportedError:
         place = self.line() or ".".join(self.path[-1:]) or "the module"

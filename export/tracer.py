@@ -246,8 +246,10 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
         recorder.know(given, At(recorder.entry.name, t))
         returned = drive(partial(step, given))
         values.append(recorder.value(_chosen(returned, plan.output)))
+    if values[-1] is None:
+        return None
     places = [(v.node, v.port) if isinstance(v, At) else None for v in values]
-    if None in places or places[-2] != places[-1]:
+    if places[-1] is None or places[-2] != places[-1]:
         raise UnsupportedError(
             "trace: the module's output is not the same layer at every step; return one "
             "value a step"
@@ -308,9 +310,9 @@ def _connect(recorder: Recorder, chain: Chain, n: int) -> None:
     for t in range(max(settled, 0), n):
         if taken[t] != taken[-1]:
             raise UnsupportedError(
-                f"trace: '{chain.node}' takes '{taken[-1]}' at step {n - 1} and '{taken[t]}' at step {t} "
-                f"({chain.sources[t]}); every step must do the same. A state that no snntorch "
-                "neuron holds cannot be followed"
+                f"trace: '{chain.node}' takes '{taken[t]}' at step {t} ({chain.sources[t]}) and "
+                f"'{taken[-1]}' at step {n - 1}; every step must do the same. A state that no "
+                "snntorch neuron holds cannot be followed"
             )
     node = recorder.builder.nodes[chain.node]
     recorder.builder.nodes[chain.node] = replace(node, inputs=(taken[-1],))
