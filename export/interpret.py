@@ -196,9 +196,9 @@ def apply(node: Node, sources: list[Tensor]) -> Tensor:
             weight, bias = _tensor(node.weight, x), _tensor(node.bias, x)
             return conv(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
         case Dense():
-            return F.linear(
-                sources[0], _tensor(node.weight, sources[0]), _tensor(node.bias, sources[0])
-            )
+            x = sources[0]
+            y = F.linear(x, _tensor(node.weight, x), _tensor(node.bias, x))
+            return y if node.out_shape is None else y.unflatten(-1, node.out_shape)
         case Pool():
             return pool(node, sources[0])
         case Flatten():

@@ -25,7 +25,7 @@ from ranvier.export.linear import (
     image,
     size,
 )
-from ranvier.export.neurons import LI, CubaLI, Relay, SlidingWindow, Threshold
+from ranvier.export.neurons import Relay, SlidingWindow, Threshold
 from ranvier.export.nodes import (
     Conv,
     Delay,
@@ -328,11 +328,7 @@ class _Lowering:
         while name in self.nodes:
             name += "'"
         meta = {"origin": list(term.origin), "weighted": bool(term.origin)}
-        shapes = self.graph.shapes
-        held = self.nodes[term.source]
-        source_shape = shapes.get(term.source) or (1,)
-        if isinstance(held, Neuron) and held.name.endswith("/ones"):
-            source_shape = (1,)
+        source_shape = self.graph.shapes.get(term.source, (1,))  # only bias neurons are new
         linear = _plain_form(term.map)
         made: Shape
         if isinstance(linear, ConvLin) and len(source_shape) in (2, 3):
@@ -344,8 +340,11 @@ class _Lowering:
         else:
             matrix = linear if isinstance(linear, DenseLin) else _matrix(linear, size(source_shape))
             flat = self.flat(source, source_shape)
-            node = Dense(name=name, inputs=(flat,), weight=_narrow(matrix.weight), meta=meta)
-            made = matrix.out_shape
+            made = shape
+            laid_out = shape if len(shape) > 1 else None
+            node = Dense(
+                name=name, inputs=(flat,), weight=_narrow(matrix.weight), meta=meta, out_shape=laid_out
+            )
         self.nodes[name] = node
         return name if made == shape else self.reshaped(name, made, shape)
 
@@ -459,8 +458,3 @@ def merged(terms: list[Term]) -> tuple[Term, ...]:
         else:
             kept.append(term)
     return tuple(kept)
-
-
-def readout_model(model: object) -> bool:
-    """Whether a neuron only integrates (LI, CUBA LI)."""
-    return isinstance(model, (LI, CubaLI))

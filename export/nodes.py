@@ -17,7 +17,7 @@ from typing_extensions import assert_never
 from ranvier.export.neurons import NeuronModel
 from ranvier.train.errors import ShapeError
 
-Shape: TypeAlias = "tuple[int, ...]"
+Shape: TypeAlias = tuple[int, ...]
 JoinOp: TypeAlias = Literal["add", "and", "iand", "or", "max", "mul", "cat"]
 PoolOp: TypeAlias = Literal["avg", "sum", "max"]
 Reduce: TypeAlias = Literal["none", "mean", "sum", "last", "max"]
@@ -57,10 +57,14 @@ class Conv(Base):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dense(Base):
-    """weight [out, in] applied to the last axis, plus bias [out]."""
+    """weight [out, in] applied to the last axis, plus bias [out].
+
+    out_shape  a vector's result, laid out in this shape; only lowering asks for it
+    """
 
     weight: np.ndarray
     bias: np.ndarray | None = None
+    out_shape: Shape | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -264,6 +268,10 @@ def dense_shape(node: Dense, shape: Shape) -> Shape:
         raise wrong(node, shape, f"a last axis of {n_in}")
     if node.bias is not None and node.bias.shape != (out,):
         raise wrong(node, node.bias.shape, f"a bias of shape ({out},)")
+    if node.out_shape is not None:
+        if len(shape) != 1 or math.prod(node.out_shape) != out:
+            raise wrong(node, shape, f"a vector, and {out} results that fill {node.out_shape}")
+        return node.out_shape
     return (*shape[:-1], out)
 
 
