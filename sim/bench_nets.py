@@ -1,4 +1,4 @@
-"""Integer networks for benchmarks, built from layer lists, with thresholds that set the firing rates.
+"""Integer networks for benchmarks: layer lists, with thresholds that set the firing rates.
 
 Weights are random; thresholds are chosen population by population on a random input, so that each
 fires at the wanted rate. No training and no compiler: what is measured is the engines.
@@ -6,6 +6,7 @@ fires at the wanted rate. No training and no compiler: what is measured is the e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,9 @@ from ranvier.train.errors import RangeError
 CIFAR = (3, 32, 32)
 VGG = {
     "vgg9": (64, 64, "M", 128, 128, "M", 256, 256, "M"),
-    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    "vgg16": (
+        64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M",
+    ),
 }  # fmt: skip
 DECAY = 819  # of the membrane, a fifth a step
 
@@ -52,8 +55,8 @@ class Builder:
         """A population fed by maps from sources; the last of a name counts."""
         shape = sources[0][1].out_shape
         cell = cell or Cell(dv=DECAY, vth=1)
-        graded = {"lo": -(2**17), "hi": 2**17} if cell.graded else {}
-        self.populations[name] = Population(name=name, shape=shape, cell=cell, **graded)  # type: ignore[arg-type]
+        lo, hi = (-(2**17), 2**17) if cell.graded else (0, 1)
+        self.populations[name] = Population(name=name, shape=shape, cell=cell, lo=lo, hi=hi)
         for source, linear in sources:
             key = f"{source}->{name}"
             self.projections[key] = Projection(name=key, source=source, target=name, map=linear)
@@ -184,7 +187,7 @@ NETS: dict[str, Callable[[int, int], Program]] = {
     "vgg9": lambda steps, seed: vgg("vgg9", steps, seed),
     "vgg16": lambda steps, seed: vgg("vgg16", steps, seed),
     **{
-        f"resnet{6 * n + 2}-{join}": (lambda s, r, n=n, j=join: resnet(n, j, s, r))  # type: ignore[misc]
+        f"resnet{6 * n + 2}-{join}": functools.partial(resnet, n, join)
         for n in (3, 5)
         for join in ("vanilla", "sew", "or", "ms")
     },

@@ -7,6 +7,7 @@ dense engine's exact path computes them.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -160,6 +161,20 @@ class Scatter:
         )  # fmt: skip
 
 
+class Scratch(threading.local):
+    """Arrays that are used again, a thread its own: fresh memory costs more than its use."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, np.ndarray] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
+        """An array with any contents, good until `name` is taken again."""
+        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if name not in self._held or self._held[name].nbytes < n_bytes:
+            self._held[name] = np.empty(n_bytes, np.uint8)
+        return self._held[name][:n_bytes].view(dtype).reshape(shape)
+
+
 class Target:
     """All that reaches one population: the shared power of two, the type of sums, the scatters."""
 
@@ -180,11 +195,11 @@ class Target:
                 for p in into
             }
 
-    def sums(self, incoming: Incoming, batch: int) -> np.ndarray:
-        """`[1 or steps, batch, n]`, to be shifted left by `shift`."""
+    def sums(self, incoming: Incoming, batch: int, scratch: Scratch) -> np.ndarray:
+        """`[1 or steps, batch, n]`, to be shifted left by `shift`; good until the next call."""
         total: np.ndarray | None = None
         for steps in sorted({len(m) for _, m in incoming}, reverse=True):
-            acc = np.empty((steps, batch, self.size), self.dtype)
+            acc = scratch.take((steps, batch, self.size), self.dtype, f"sums{steps}")
             clear = True
             for wiring, message in incoming:
                 if len(message) == steps:
@@ -203,6 +218,7 @@ class EventsBackend(DenseBackend):
     def __init__(self, program: Program) -> None:
         super().__init__(program, "cpu")
         self._targets: dict[str, Target] = {}
+        self._scratch = Scratch()
 
     def target(self, name: str) -> Target:
         if name not in self._targets:
@@ -215,7 +231,7 @@ class EventsBackend(DenseBackend):
         target = self.target(name)
         if not target.possible:
             return super().drive(name, incoming, steps, batch, state, record)
-        total = target.sums([(w, self.numpy(m)) for w, m in incoming], batch)
+        total = target.sums([(w, self.numpy(m)) for w, m in incoming], batch, self._scratch)
         if name in self.plan.cells:
             return scan_cpu(self.plan, name, total, steps, state, record, target.shift)
         sent = total.astype(np.int32) << target.shift

@@ -220,9 +220,9 @@ def walk(
     parts = [
         Walk(backend, x[:, i : i + size], record, tallies).run() for i in range(0, batch, size)
     ]
-    counter = Counter(backend.plan.program, steps, batch)
+    counter = Counter(backend.plan.program, steps, batch, backend.plan.fans)
     for name, tally in tallies.items():
-        frame, whole = backend.plan.frames[name], tally.full(steps)
+        whole = tally.full(steps)
         payload = whole.payload if whole.graded else whole.some.sum(1)
-        counter.add_counts(name, outer(whole.some, frame), outer(whole.plain, frame), payload)
+        counter.add_counts(name, whole.some, whole.plain, payload)
     return joined(parts), counter.ledger()

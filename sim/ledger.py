@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from ranvier.deploy.program import (
     OneToOne,
     Population,
     Program,
-    Projection,
 )
 from ranvier.train.errors import ShapeError
 
+Fans: TypeAlias = "tuple[np.ndarray, np.ndarray]"
 POPULATION_COUNTS = ("n_spikes", "n_payload", "n_graded", "n_updates")
 PROJECTION_COUNTS = ("n_events", "n_synops", "n_synops_zero", "n_mults")
 
@@ -153,7 +153,7 @@ def _plain(part: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
     return {n: {k: v.tolist() for k, v in c.items()} for n, c in part.items()}
 
 
-def fan_out(linear: LinearMap) -> tuple[np.ndarray, np.ndarray]:
+def fan_out(linear: LinearMap) -> Fans:
     """(synapses with a weight, synapses with weight zero) of each source, `[n_in]`, int64."""
     match linear:
         case DenseMap():
@@ -187,8 +187,12 @@ def _placements(conv: ConvMap, mask: np.ndarray) -> np.ndarray:
 class Counter:
     """Adds up a Ledger population by population, as an engine produces messages."""
 
-    def __init__(self, program: Program, steps: int, n_samples: int) -> None:
+    def __init__(
+        self, program: Program, steps: int, n_samples: int, fans: Mapping[str, Fans] | None = None
+    ) -> None:
+        """fans  projection name -> `fan_out` in the order of neurons in which counts will come."""
         self.program, self.steps, self.n_samples = program, steps, n_samples
+        self._fans = fans or {p.name: fans_of(p.map) for p in program.projections.values()}
         self._populations: dict[str, dict[str, np.ndarray]] = {}
         self._projections: dict[str, dict[str, np.ndarray]] = {}
 
@@ -219,7 +223,8 @@ class Counter:
             "n_updates": np.full(self.steps, updates, np.int64),
         }
         for projection in self.program.out_of(name):
-            self._projections[projection.name] = _through(projection, some, plain)
+            fans = self._fans[projection.name]
+            self._projections[projection.name] = _through(fans, projection.lag, some, plain)
 
     def ledger(self) -> Ledger:
         order = self.program.projections
@@ -233,25 +238,36 @@ class Counter:
         )
 
 
-_FANS: weakref.WeakKeyDictionary[Any, tuple[np.ndarray, np.ndarray]] = weakref.WeakKeyDictionary()
+_FANS: weakref.WeakKeyDictionary[Any, Fans] = weakref.WeakKeyDictionary()
 
 
-def _fans(linear: LinearMap) -> tuple[np.ndarray, np.ndarray]:
+def fans_of(linear: LinearMap) -> Fans:
+    """`fan_out`, kept while the map lives."""
     if linear not in _FANS:
         _FANS[linear] = fan_out(linear)
     return _FANS[linear]
 
 
-def _through(p: Projection, some: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
-    used, zero = _fans(p.map)
-    some, plain = _late(some, p.lag), _late(plain, p.lag)
-    graded = some - plain
+def _through(fans: Fans, lag: int, some: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
+    used, zero = fans
+    graded = _late(some - plain, lag) if some is not plain else None
+    some = _late(some, lag)
     return {
         "n_events": some.sum(1),
-        "n_synops": some @ used,
-        "n_synops_zero": some @ zero,
-        "n_mults": graded @ used if graded.any() else np.zeros(len(some), np.int64),
+        "n_synops": _dot(some, used),
+        "n_synops_zero": _dot(some, zero),
+        "n_mults": np.zeros(len(some), np.int64) if graded is None else _dot(graded, used),
     }
+
+
+def _dot(counts: np.ndarray, fan: np.ndarray) -> np.ndarray:
+    """counts `[time, n]` @ fan `[n]`, whole numbers; in float64 where it is exact."""
+    most = int(counts.max(initial=0)) * int(fan.sum())
+    if most == 0:
+        return np.zeros(len(counts), np.int64)
+    if most >= 2**53:
+        return counts @ fan
+    return (counts.astype(np.float64) @ fan.astype(np.float64)).astype(np.int64)
 
 
 def payload_bits(population: Population) -> int:

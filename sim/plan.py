@@ -12,6 +12,7 @@ from ranvier.deploy.cells import SHIFT, Cell
 from ranvier.deploy.program import Population, Program
 from ranvier.sim import bounds
 from ranvier.sim.layout import Frame, frames, inner, wire
+from ranvier.sim.ledger import Fans, fans_of
 
 RESETS = ("zero", "subtract", "none")
 TIMINGS = ("immediate", "delayed", "carry")
@@ -83,6 +84,16 @@ class Plan:
         program = self._program()
         assert program is not None
         return program
+
+    @cached_property
+    def fans(self) -> dict[str, Fans]:
+        """projection name -> the fan-outs of its source's neurons, inner order."""
+        found = {}
+        for p in self.projections.values():
+            used, zero = fans_of(p.map)
+            frame = self.frames[p.source]
+            found[p.name] = (inner(used, frame), inner(zero, frame))
+        return found
 
     def _wide(self, p: Population) -> bool:
         v_reset = p.cell.v_reset if p.cell is not None else 0

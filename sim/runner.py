@@ -87,6 +87,7 @@ _ENGINES = {
     "reference": ("ranvier.sim.runner", "run_plain"),
     "dense": ("ranvier.sim.dense", "run_dense"),
     "events": ("ranvier.sim.events", "run_events"),
+    "auto": ("ranvier.sim.auto", "run_auto"),
     "lava": ("ranvier.sim.lava_engine", "run_on_lava"),
 }
 
@@ -122,10 +123,8 @@ def run(
     ShapeError for a wrong shape.
     """
     known = engines()
-    if engine == "auto":
-        engine = "dense" if "dense" in known else "reference"
     if engine not in known:
-        raise RangeError(f"run: engine '{engine}' is none of auto, {', '.join(known)}")
+        raise RangeError(f"run: engine '{engine}' is none of {', '.join(known)}")
     wrong = [r for r in record if r not in STATES]
     if wrong:
         raise RangeError(f"run: cannot record '{wrong[0]}'; any of {', '.join(STATES)}")

@@ -70,8 +70,8 @@ def scan(memory: bool) -> Callable[..., None]:
 
     Arguments: a `[1 or steps, batch, n]` (one step: the same at every step), to be shifted left by
     `shift`; u, v `[batch, n]`, int32 or int64, changed in place; k_u, k_v (4096 - decay), theta,
-    bias, jump `[n]`; v_reset; reset, timing, places in RESETS and TIMINGS; sent `[steps, batch, n]` uint8; us, vs as sent, of
-    u's type, or empty where the states are not recorded.
+    bias, jump `[n]`; v_reset; reset, timing, places in RESETS and TIMINGS; sent `[steps, batch, n]`
+    uint8; us, vs as sent, of u's type, or empty where the states are not recorded.
     """
 
     def kernel(  # type: ignore[no-untyped-def]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from random_programs import random_input, random_program
 
 from ranvier.sim.runner import Result, run
-from random_programs import random_input, random_program
 
 STATES = ("spikes", "u", "v")
 KINDS = {"plain": {}, "hot": {"hot": True}, "cyclic": {"cyclic": True}}
@@ -38,11 +34,15 @@ def assert_equal(a: Result, b: Result) -> None:
     assert a.ledger.to_dict() == b.ledger.to_dict()
 
 
-@pytest.mark.parametrize("engine", ["dense", "events"])
+@pytest.mark.parametrize("engine", ["dense", "events", "auto"])
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("seed", range(12))
-def test_engine_equals_reference(engine: str, kind: str, seed: int) -> None:
+def test_engine_equals_reference(
+    engine: str, kind: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = random_program(seed, **KINDS[kind])
     x = random_input(program, seed)
+    if engine == "auto":
+        monkeypatch.setattr("ranvier.sim.auto.SMALL", 0 if seed % 2 else 10**9)
     want = run(program, x, "reference", STATES)
     assert_equal(want, run(program, x, engine, STATES))
