@@ -347,9 +347,9 @@ def _feed(sha: Any, value: Any) -> None:
             if f.name != "origin":
                 sha.update(f.name.encode())
                 _feed(sha, getattr(value, f.name))
-    elif isinstance(value, np.ndarray):
-        wide = np.ascontiguousarray(value, np.int64 if value.dtype.kind in "iub" else np.float64)
-        sha.update(json.dumps(wide.shape).encode() + wide.tobytes())
+    elif isinstance(value, (int, float, np.generic, np.ndarray)):  # a number is an array of no axes
+        array = np.asarray(value)
+        wide = np.ascontiguousarray(array, np.int64 if array.dtype.kind in "iub" else np.float64)
+        sha.update(json.dumps(array.shape).encode() + wide.tobytes())
     else:
-        plain = value.item() if isinstance(value, np.generic) else value
-        sha.update(json.dumps(plain).encode())
+        sha.update(json.dumps(value).encode())

@@ -1,0 +1,287 @@
+"""Quantization, alignment and the compiler: exact where it must be, close to float where it can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ranvier.deploy import LOIHI1, LOIHI2, Program, compile
+from ranvier.deploy.align import align
+from ranvier.deploy.bounds import A_LIMIT, arriving_range, prove
+from ranvier.deploy.cells import Cell, decay, fold, wrap
+from ranvier.deploy.program import DenseMap, OneToOne, Population, Projection, Readout
+from ranvier.deploy.quantize import grid, round_weight
+from ranvier.export.graph import Graph
+from ranvier.export.neurons import LIF, CubaLIF
+from ranvier.export.nodes import Dense, Input, Neuron, Output
+from ranvier.sim import run
+from ranvier.sim.reference import run_chip_time, run_reference
+from ranvier.train.errors import FormatError, RangeError, ShapeError, UnsupportedError
+from tests.residual_graphs import JOINS, images, residual_graph
+
+
+def streamed_equal(program: Program, x: np.ndarray) -> None:
+    """Samples streamed back to back in chip time, each equal to its lone algorithmic run."""
+    whole = program.encode(x)
+    samples = [whole[:, i : i + 1] for i in range(whole.shape[1])]
+    lone = run_reference(program, whole)
+    for i, series in enumerate(run_chip_time(program, samples)):
+        for name in program.populations:
+            for part in ("sent", "u", "v"):
+                np.testing.assert_array_equal(
+                    getattr(series, part)[name][:, 0], getattr(lone, part)[name][:, i], err_msg=name
+                )
+
+
+@pytest.mark.parametrize("joins", ["linear", "graded"])
+@pytest.mark.parametrize("join", JOINS)
+def test_every_join_compiles_close_to_float_and_aligned(join: str, joins: str) -> None:
+    graph, x = residual_graph(join, 1), images(1, 48)
+    program = compile(graph, calibration=x, joins=joins)
+    wanted = graph.readout(graph.run(x))
+    found = run(program, x, engine="reference").output
+    assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.97
+    streamed_equal(program, x[:3])
+
+
+def test_without_alignment_a_skip_adds_spikes_of_different_steps() -> None:
+    """The control of the test above: delays set to zero give another result."""
+    graph, x = residual_graph("vanilla", 1), images(1, 3)
+    program = compile(graph, calibration=x)
+    assert any(p.delay for p in program.projections.values())
+    hasty = program.with_parts(
+        projections={n: replace(p, delay=0) for n, p in program.projections.items()}
+    )
+    with pytest.raises(AssertionError):
+        streamed_equal(hasty, x)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    join=st.sampled_from(JOINS),
+    bits=st.integers(3, 8),
+    reset=st.sampled_from(["zero", "subtract", "none"]),
+)
+def test_nothing_that_compiles_can_wrap(seed: int, join: str, bits: int, reset: str) -> None:
+    graph, x = residual_graph(join, seed, blocks=1, reset=reset), images(seed, 4)
+    program = compile(graph, calibration=x, weight_bits=bits)
+    assert not any(bound.wraps for bound in prove(program).values())
+    for p in program.projections.values():
+        if p.sign == "mixed":
+            assert not (p.map.weight % 2 ** (9 - bits)).any()
+
+
+def test_bounds_hold_for_the_worst_input_and_are_reached() -> None:
+    w = np.array([[100, -200, 30], [-256, -256, -256]], np.int16)
+    program = Program(
+        populations={
+            "i": Population(name="i", shape=(3,)),
+            "o": Population(name="o", shape=(2,), cell=Cell(vth=10)),
+        },
+        projections={"p": Projection(name="p", source="i", target="o", map=DenseMap(weight=w))},
+        readout=Readout(population="o"),
+    )
+    assert arriving_range(program, program.populations["o"]) == (-768, 130)
+    every = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    sums = DenseMap(weight=w).apply(every)
+    assert (sums.min(), sums.max()) == (-768, 130)
+
+
+def test_a_program_that_wraps_is_found() -> None:
+    w = np.full((1, 600), 254, np.int16)
+    program = Program(
+        populations={
+            "i": Population(name="i", shape=(600,)),
+            "o": Population(name="o", shape=(1,), cell=Cell(vth=10)),
+        },
+        projections={"p": Projection(name="p", source="i", target="o", map=DenseMap(weight=w))},
+        readout=Readout(population="o"),
+    )
+    assert prove(program)["o"].a_hi > A_LIMIT and prove(program)["o"].wraps
+
+
+def test_weights_keep_to_the_chips_grid() -> None:
+    w = np.random.default_rng(0).normal(size=(8, 8))
+    for bits in range(1, 9):
+        low, high, step = grid(w, bits)
+        whole = round_weight(w, 100.0, bits)
+        assert not (whole % step).any() and low <= whole.min() and whole.max() <= high
+        assert len(np.unique(np.arange(low, high + 1, step))) == 2**bits
+    assert grid(np.abs(w), 8) == (0, 255, 1) and grid(-np.abs(w), 8) == (-255, 0, 1)
+
+
+def dense_graph(model: LIF | CubaLIF, seed: int = 0, observe: str = "out") -> Graph:
+    rng = np.random.default_rng(seed)
+    return Graph.of([
+        Input(name="x", shape=(20,)),
+        Dense(name="d", inputs=("x",), weight=rng.normal(size=(8, 20)).astype("f") * 0.6,
+              bias=rng.normal(size=8).astype("f") * 0.2),
+        Neuron(name="n", inputs=("d",), model=model),
+        Output(name="o", inputs=("n",), reduce="sum", observe=observe),
+    ], steps=12)  # fmt: skip
+
+
+@pytest.mark.parametrize("timing", ["immediate", "delayed", "carry", "discard"])
+@pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
+def test_resets_follow_the_float_model(reset: str, timing: str) -> None:
+    x = (np.random.default_rng(1).random((12, 64, 20)) < 0.4).astype(np.float32)
+    graph = dense_graph(LIF(beta=0.75, v_threshold=1.1, reset=reset, timing=timing))
+    program = compile(graph, calibration=x)
+    floats, whole = graph.run(x), run(program, x, engine="reference").output_spikes
+    assert (floats == whole).mean() > 0.985
+    streamed_equal(program, x[:, :3])
+
+
+@pytest.mark.parametrize("field", ["v_leak", "v_reset"])
+def test_leak_and_reset_potentials_follow_the_float_model(field: str) -> None:
+    x = (np.random.default_rng(2).random((12, 64, 20)) < 0.4).astype(np.float32)
+    graph = dense_graph(LIF(beta=0.5, v_threshold=1.1, **{field: 0.3}))
+    whole = run(compile(graph, calibration=x), x, engine="reference").output_spikes
+    assert (graph.run(x) == whole).mean() > 0.985
+
+
+def test_membranes_come_back_in_float_units() -> None:
+    x = (np.random.default_rng(3).random((12, 16, 20)) < 0.4).astype(np.float32)
+    graph = dense_graph(LIF(beta=0.5, reset="none"), observe="v")
+    found = run(compile(graph, calibration=x), x, engine="reference")
+    np.testing.assert_allclose(found.output_series, graph.run(x), atol=0.05)
+
+
+def test_synaptic_currents_decay_as_in_float() -> None:
+    x = (np.random.default_rng(4).random((12, 64, 20)) < 0.2).astype(np.float32)
+    graph = dense_graph(CubaLIF(alpha=0.6, beta=0.8, v_threshold=2.0))
+    graph = graph.with_nodes([replace(n, bias=None) if isinstance(n, Dense) else n for n in graph])
+    whole = run(compile(graph, calibration=x), x, engine="reference").output_spikes
+    assert (graph.run(x) == whole).mean() > 0.985
+
+
+def test_analog_input_lies_on_its_own_grid() -> None:
+    graph = residual_graph("vanilla")
+    program = compile(graph, calibration=images(0, 8))
+    assert float(program.input.scale) == 16.0 and (program.input.lo, program.input.hi) == (0, 16)
+    whole = program.encode(images(0, 8))
+    np.testing.assert_array_equal(whole[0] / 16, images(0, 8))
+
+
+def test_loihi1_reads_out_through_a_membrane_and_refuses_analog_input() -> None:
+    graph = residual_graph("or")
+    with pytest.raises(UnsupportedError, match="input 'x' is analog"):
+        compile(graph, chip=LOIHI1, calibration=images(0, 8))
+    x = (images(0, 8) > 0.5).astype(np.float32)
+    program = compile(graph, chip=LOIHI1, calibration=x)
+    assert not any(p.graded for p in program)
+    found = run(program, x, engine="reference").output
+    assert np.corrcoef(found.ravel(), graph.readout(graph.run(x)).ravel())[0, 1] > 0.97
+
+
+def test_auto_takes_the_cheaper_mapping() -> None:
+    graph, x = residual_graph("ms", blocks=3, down=False), images(0, 16)
+    cost = {j: compile(graph, calibration=x, joins=j).meta["cost_pj"] for j in ("linear", "graded")}
+    auto = compile(graph, calibration=x)
+    assert auto.meta["cost_pj"] == min(cost.values()) and cost["linear"] != cost["graded"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"weight_bits": 9}, RangeError, "weight_bits 9"),
+        ({"joins": "best"}, RangeError, "joins 'best' is none of"),
+        ({"calibration": None}, RangeError, "give calibration data"),
+        ({"calibration": np.zeros((2, 1, 5, 5), "f")}, ShapeError, r"it takes \[time, batch, 1, 6, 6\]"),
+        ({"calibration": np.full((2, 1, 6, 6), np.nan, "f")}, RangeError, "not finite"),
+        ({"chip": LOIHI1, "joins": "graded"}, UnsupportedError, "no graded spikes"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        compile(residual_graph("ms"), **{"calibration": images(0, 4), "chip": LOIHI2, **options})
+
+
+def spiking(name: str, n: int = 3) -> Population:
+    return Population(name=name, shape=(n,), cell=Cell(du=4095, dv=2048, vth=50))
+
+
+def one(source: str, target: str, n: int = 3, **fields: int) -> Projection:
+    name = f"{source}>{target}" + (f"@{fields['lag']}" if "lag" in fields else "")
+    return Projection(name=name, source=source, target=target, map=OneToOne(weight=np.full((), 60), shape=(n,)), **fields)
+
+
+def chain(length: int, *extra: Projection) -> Program:
+    pops = [Population(name="p0", shape=(3,)), *(spiking(f"p{i}") for i in range(1, length))]
+    links = [one(f"p{i}", f"p{i + 1}") for i in range(length - 1)]
+    return Program(
+        populations={p.name: p for p in pops},
+        projections={p.name: p for p in [*links, *extra]},
+        readout=Readout(population=f"p{length - 1}"),
+        steps=6,
+    )
+
+
+def test_depth_is_the_longest_path_and_latency_the_outputs_depth() -> None:
+    program = align(chain(6, one("p0", "p4")))
+    assert [p.depth for p in program] == [0, 1, 2, 3, 4, 5]
+    assert program.projections["p0>p4"].delay == 3 and program.latency == 5
+
+
+def test_delays_beyond_the_chips_go_through_relays() -> None:
+    program = align(chain(9, one("p0", "p8")), max_delay=2)
+    assert len(program.populations) == 11 and max(p.delay for p in program.projections.values()) <= 2
+    x = (np.random.default_rng(0).random((6, 2, 3)) < 0.5).astype(np.float32)
+    streamed_equal(program, x)
+    plain = run(align(chain(9, one("p0", "p8"))), x, engine="reference")
+    np.testing.assert_array_equal(plain.output_spikes, run(program, x, engine="reference").output_spikes)
+
+
+def test_recurrence_of_one_population_fits_and_of_two_in_one_step_does_not() -> None:
+    x = (np.random.default_rng(0).random((6, 3, 3)) < 0.5).astype(np.float32)
+    streamed_equal(align(chain(3, one("p1", "p1", lag=1))), x)
+    streamed_equal(align(chain(3, one("p2", "p1", lag=2))), x)
+    with pytest.raises(UnsupportedError, match="more synapses than algorithmic steps"):
+        align(chain(3, one("p2", "p1", lag=1)))
+
+
+@given(st.integers(-(2**23), 2**23), st.integers(0, 4096))
+def test_decay_rounds_towards_zero(x: int, d: int) -> None:
+    found = int(decay(np.array([x]), d)[0])
+    assert found == int(np.sign(x)) * (abs(x) * (4096 - d) // 4096)
+
+
+@given(st.integers(-(2**40), 2**40))
+def test_wrap_is_twos_complement(x: int) -> None:
+    assert int(wrap(np.array([x]), 24)[0]) == (x + 2**23) % 2**24 - 2**23
+    assert -(2**23) < int(fold(np.array([max(min(x, 2**24), -(2**24))]))[0]) <= 2**23 + 2**23
+
+
+def test_programs_survive_their_file(tmp_path) -> None:
+    program = compile(residual_graph("ms"), calibration=images(0, 8))
+    program.save(tmp_path / "p.h5")
+    again = Program.load(tmp_path / "p.h5")
+    assert again.digest() == program.digest() and again.meta == program.meta
+    assert again.latency == program.latency and list(again.populations) == list(program.populations)
+    first = next(iter(program.projections))
+    weight = program.projections[first].map.weight.copy()
+    weight.flat[0] += 2
+    changed = replace(program.projections[first], map=replace(program.projections[first].map, weight=weight))
+    other = program.with_parts(projections={**program.projections, first: changed})
+    assert other.digest() != program.digest()
+    data = bytearray((tmp_path / "p.h5").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "bad.h5").write_bytes(data)
+    with pytest.raises(FormatError, match="bad.h5"):
+        Program.load(tmp_path / "bad.h5")
+
+
+def test_programs_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(FormatError, match="which is no population"):
+        chain(3, one("p0", "p9"))
+    with pytest.raises(FormatError, match="without a lag"):
+        chain(3, one("p2", "p1"))
+    with pytest.raises(RangeError, match="the chip holds 0..4096"):
+        Cell(dv=5000)
+    with pytest.raises(RangeError, match="must be a whole number"):
+        Cell(vth=np.array(1.5))
