@@ -10,6 +10,7 @@ from typing import Any
 _HOME = {
     "Graph": "graph",
     "trace": "tracer",
+    "to_snntorch": "to_torch",
     "read_nir": "nir_file",
     "write_nir": "nir_file",
     "write_onnx": "onnx_file",

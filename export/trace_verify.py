@@ -179,8 +179,8 @@ def _compare(
             return True, 0
         raise UnsupportedError(
             f"trace: graph and module part at '{name}' ({node.source or 'no line'}), step {t}: "
-            f"{int(differ.sum())} of {differ.numel()} spikes differ. The trace is wrong there; "
-            "look for an operation at that place that changes a tensor behind torch's back"
+            f"{int(differ.sum())} of {differ.numel()} spikes differ. Look there for a value "
+            "read out of torch (.item(), numpy), or a state that stands outside the neurons"
         )
     _compare_outputs(theirs.output, output, plan, double)
     return False, sum(int(s.sum()) for s in theirs.spikes.values())
