@@ -114,6 +114,8 @@ class Cell:
             return {"subtract": "subtractive reset", "none": "no reset"}[self.reset]
         if self.v_reset != 0:
             return "reset to a value other than zero"
+        if self.timing == "discard":
+            return "input lost in the step after a spike"
         # A delayed reset to 0 gives the same spikes as an immediate one; only a recorded v differs.
         return None if self.strict else "fires at the threshold itself"
 

@@ -15,7 +15,7 @@ from ranvier.sim.layout import Frame, frames, inner, wire
 from ranvier.sim.ledger import Fans, fans_of
 
 RESETS = ("zero", "subtract", "none")
-TIMINGS = ("immediate", "delayed", "carry")
+TIMINGS = ("immediate", "delayed", "carry", "discard")
 
 
 @dataclass(frozen=True, eq=False)

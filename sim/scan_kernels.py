@@ -19,7 +19,7 @@ CHUNK = 2048
 V_MAX = 2**23 - 1
 FOLD = 2**23
 RESETS = ("zero", "subtract", "none")
-TIMINGS = ("immediate", "delayed", "carry")
+TIMINGS = ("immediate", "delayed", "carry", "discard")
 
 i32, i64 = numba.int32, numba.int64
 
@@ -38,7 +38,8 @@ def _step(memory, a, shift, u, v, p, v_reset, reset, timing, sent):  # type: ign
     """One step of a chunk; conditions are selects, so that the loop is one run of vectors."""
     k_u, k_v, theta, bias, jump = p
     whole, wide = v.dtype.type, v.itemsize == 8
-    zero, keep = reset == 0, (reset == 2) | (timing == 1)
+    zero, keep = reset == 0, (reset == 2) | (timing == 1) | (timing == 3)
+    discard = zero & (timing == 3)
     late_zero, late_subtract = zero & (timing == 1), (reset == 1) & (timing != 0)
     carry, low = (reset == 1) & (timing == 2), whole(v_reset)
     for i in range(len(sent)):
@@ -53,6 +54,7 @@ def _step(memory, a, shift, u, v, p, v_reset, reset, timing, sent):  # type: ign
         y = low if late & late_zero else y
         h = whole(whole(_decay(y, k_v[i], v) + x) + bias[i])
         h = whole(h - jp) if late & late_subtract else h
+        h = low if late & discard else h
         h = whole(min(max(h, -V_MAX), V_MAX))
         fired = h > th
         sent[i] = fired

@@ -47,6 +47,8 @@ def scan(
         h = decay(v, k_v) + u + bias
         if reset == "subtract" and timing != "immediate":
             h = h - late * jump
+        if reset == "zero" and timing == "discard":
+            h = torch.where(late, cell.v_reset, h)
         h = h.clamp(-V_MAX, V_MAX)
         fired = h > theta
         sent[t] = fired
@@ -61,7 +63,7 @@ def scan(
 
 def _after(cell: CellPlan, h: Tensor, fired: Tensor, late: Tensor, jump: Tensor) -> Tensor:
     reset, timing = RESETS[cell.reset], TIMINGS[cell.timing]
-    if reset == "none" or timing == "delayed":
+    if reset == "none" or timing in ("delayed", "discard"):
         return h
     if reset == "zero":
         return torch.where(fired, cell.v_reset, h)
