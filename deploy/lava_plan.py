@@ -171,7 +171,10 @@ def _population(
     }
     shape = {"shape": population.shape}
     if cell.kind == "relay":
-        return Node(name, "relay", shape | window) if custom else Node(name, "graded", shape)
+        rules = {"shift": cell.shift}
+        return (
+            Node(name, "relay", shape | rules | window) if custom else Node(name, "graded", shape)
+        )
     params = shape | _parameters(cell, population.shape)
     if custom is None:
         timing = {"reset_interval": stream.interval, "reset_offset": population.depth + 1}

@@ -172,7 +172,10 @@ class DenseBackend:
     ) -> Driven:
         total = self.arrive(name, incoming, batch)
         if name not in self.plan.cells:
-            sent = wrapped(total.to(torch.int64), 32).to(torch.int32)
+            sent = wrapped(total.to(torch.int64), 32)
+            if shift := self.plan.relay_shift(name):
+                sent = (sent + (1 << shift >> 1)) >> shift
+            sent = sent.to(torch.int32)
             return Driven(
                 sent if sent.shape[0] == steps else sent.expand(steps, -1, -1).contiguous()
             )

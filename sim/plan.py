@@ -99,6 +99,11 @@ class Plan:
         v_reset = p.cell.v_reset if p.cell is not None else 0
         return self.arrival[p.name].total > bounds.NARROW or abs(v_reset) > 2**23
 
+    def relay_shift(self, name: str) -> int:
+        """By how many bits a relay divides what it sends."""
+        cell = self.populations[name].cell
+        return 0 if cell is None else cell.shift
+
     def binary(self, name: str) -> bool:
         """Whether a population's messages are proved to be 0 or 1."""
         p = self.populations[name]

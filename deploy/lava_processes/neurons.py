@@ -43,7 +43,7 @@ class Compartment(AbstractProcess):
 
 
 class Relay(AbstractProcess):
-    """Sends what arrives, in its window only; see `Compartment` for the window."""
+    """Sends what arrives, divided by 2**shift and rounded, in its window; as in `Compartment`."""
 
     def __init__(self, *, shape: tuple[int, ...], **options: Any) -> None:
         super().__init__(shape=shape, **options)
@@ -117,8 +117,11 @@ class _Relay(PyLoihiProcessModel):
 
     def run_spk(self) -> None:
         arriving = self.a_in.recv()
-        inside = window_step(self.proc_params, self.time_step) is not None
-        self.s_out.send(arriving if inside else np.zeros_like(arriving))
+        if window_step(self.proc_params, self.time_step) is None:
+            arriving = np.zeros_like(arriving)
+        shift = self.proc_params["shift"]
+        half = 1 << (shift - 1) if shift else 0
+        self.s_out.send((arriving + half) >> shift)
 
 
 @implements(proc=Relay, protocol=LoihiProtocol)

@@ -25,6 +25,7 @@ RESETS = [
     ("subtract", "immediate"),
     ("subtract", "delayed"),
     ("subtract", "carry"),
+    ("zero", "discard"),
     ("none", "immediate"),
 ]
 LOGIC = {"du": 4095, "dv": 4096}  # no memory at all: a gate
@@ -93,8 +94,10 @@ class Sketch:
         )
 
     def relay(self, shape: tuple[int, ...], reach: int) -> Population:
-        cell = Cell(kind="relay")
-        name = self._name("relay")
+        shift = self.whole(1, 5) if self.chance(0.25) else 0
+        self.features |= {"relay shift"} if shift else set()
+        reach = (reach >> shift) + 1
+        cell, name = Cell(kind="relay", shift=shift), self._name("relay")
         return self._put(Population(name=name, shape=shape, cell=cell, lo=-reach, hi=reach))
 
     def _put(self, population: Population) -> Population:
@@ -269,7 +272,7 @@ class Sketch:
         relay = self.relay(a.shape, reach)
         self.project(a, relay, linear)
         self.project(b, relay, self.identity(b.shape))
-        if reach > 2**12:  # nothing but neurons may listen to so large a sum
+        if relay.hi > 2**12:  # nothing but neurons may listen to so large a sum
             return self._fed(relay, self.identity(a.shape), a.shape)
         return relay
 
