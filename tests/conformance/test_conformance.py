@@ -21,8 +21,8 @@ FEATURES = {
     "binary input", "graded input", "conv", "groups", "pool", "nested join", "recurrence", "delay",
     "join or", "join and", "join iand", "join graded", "join linear", "join vanilla", "join ms",
     "join ms relay", "zero immediate", "zero delayed", "subtract immediate", "subtract delayed",
-    "subtract carry", "zero discard", "none immediate", "relay shift", "not strict", "v_reset", "parameter arrays",
-    "odd weights of mixed sign",
+    "subtract carry", "zero discard", "none immediate", "relay shift", "not strict", "v_reset",
+    "parameter arrays", "odd weights of mixed sign",
 }  # fmt: skip
 
 
