@@ -225,4 +225,5 @@ def walk(
         whole = tally.full(steps)
         payload = whole.payload if whole.graded else whole.some.sum(1)
         counter.add_counts(name, whole.some, whole.plain, payload)
+        counter.neurons[name] = outer(whole.some.sum(0), backend.plan.frames[name])
     return joined(parts), counter.ledger()

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ranvier.deploy.program import (
-    ConvMap,
-    DenseMap,
-    LinearMap,
-    OneToOne,
-    Population,
-    Program,
-)
-from ranvier.train.errors import ShapeError
+from ranvier.deploy.fan_out import fan_out
+from ranvier.deploy.program import LinearMap, Population, Program
+from ranvier.train.errors import RangeError, ShapeError
+
+if TYPE_CHECKING:
+    import nir
+    import pandas
 
 Fans: TypeAlias = "tuple[np.ndarray, np.ndarray]"
 POPULATION_COUNTS = ("n_spikes", "n_payload", "n_graded", "n_updates")
@@ -39,6 +38,12 @@ class Trace:
 
     records: Mapping[str, Record]
 
+    def to_nir(self, dt: float = 1e-3) -> nir.NIRGraphData:
+        """The trace as NIR's data format; see `ranvier.sim.ledger_file.trace_to_nir`."""
+        from ranvier.sim.ledger_file import trace_to_nir
+
+        return trace_to_nir(self, dt)
+
     def __getitem__(self, name: str) -> Record:
         return self.records[name]
 
@@ -54,12 +59,15 @@ class Ledger:
     """Counts per step, summed over samples: int64 arrays `[time]`. Ledgers add.
 
     populations  name -> n_spikes (messages that are not zero), n_payload (the sum of their absolute
-                 values), n_updates (neuron updates)
+                 values), n_graded (those that are not a plain spike), n_updates (neuron updates)
     projections  name -> n_events (messages that reach it), n_synops (synaptic operations through
                  weights that are not zero, border-exact), n_synops_zero (through weights of zero),
                  n_mults (those of n_synops whose message is not a plain spike)
     sizes        name -> neurons
     n_samples    how many samples were counted
+    inputs       the names of the populations that only send what comes from outside
+    neurons      name -> messages of each neuron, `[n]`, over all steps; empty where not kept
+    meta         payload_bits: name -> bits of a message, where messages are more than spikes
     """
 
     populations: Mapping[str, Mapping[str, np.ndarray]]
@@ -68,6 +76,7 @@ class Ledger:
     n_samples: int
     inputs: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    neurons: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def total(self, key: str) -> int:
         """The sum of one count over everything and all steps; spikes leave out the input's."""
@@ -96,6 +105,20 @@ class Ledger:
         return self.total("n_mults")
 
     @property
+    def n_graded(self) -> int:
+        return self.total("n_graded")
+
+    @property
+    def n_payload_bits(self) -> int:
+        """Bits that the messages carry beside their address; plain spikes carry none."""
+        bits = self.meta.get("payload_bits", {})
+        return int(sum(self.populations[n]["n_spikes"].sum() * b for n, b in bits.items()))
+
+    @property
+    def n_steps(self) -> int:
+        return len(next(iter(self.populations.values()))["n_spikes"])
+
+    @property
     def spikes_per_neuron(self) -> float:
         """Mean spikes a neuron and sample, over all populations but the input."""
         neurons = sum(n for name, n in self.sizes.items() if name not in self.inputs)
@@ -116,6 +139,38 @@ class Ledger:
             self.n_samples + other.n_samples,
             self.inputs,
             self.meta,
+            {n: a + other.neurons[n] for n, a in self.neurons.items() if n in other.neurons},
+        )
+
+    def steps(self, start: int | None, stop: int | None) -> Ledger:
+        """The ledger of steps start..stop, the end left out; per-neuron counts are not by step."""
+
+        def cut(part: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+            return {n: {k: v[start:stop] for k, v in c.items()} for n, c in part.items()}
+
+        parts = cut(self.populations), cut(self.projections)
+        return replace(self, populations=parts[0], projections=parts[1], neurons={})
+
+    def only(self, *names: str) -> Ledger:
+        """The ledger of some populations and projections.
+
+        Raises RangeError for a name that it does not hold.
+        """
+        for name in names:
+            if name not in self.populations and name not in self.projections:
+                raise RangeError(f"ledger: it holds no population or projection named '{name}'")
+
+        def pick(part: Mapping[str, Any]) -> dict[str, Any]:
+            return {n: c for n, c in part.items() if n in names}
+
+        bits = pick(self.meta.get("payload_bits", {}))
+        return replace(
+            self,
+            populations=pick(self.populations),
+            projections=pick(self.projections),
+            sizes=pick(self.sizes),
+            neurons=pick(self.neurons),
+            meta={**self.meta, "payload_bits": bits},
         )
 
     def same_counts(self, other: Ledger) -> bool:
@@ -129,6 +184,7 @@ class Ledger:
             "inputs": list(self.inputs),
             "populations": _plain(self.populations),
             "projections": _plain(self.projections),
+            "payload_bits": dict(self.meta.get("payload_bits", {})),
         }
 
     @staticmethod
@@ -142,7 +198,27 @@ class Ledger:
             dict(d["sizes"]),
             d["n_samples"],
             tuple(d["inputs"]),
+            {"payload_bits": dict(d.get("payload_bits", {}))},
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the ledger as JSON or HDF5, by the suffix, atomically."""
+        from ranvier.sim.ledger_file import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Ledger:
+        """The ledger in `path`. Raises FormatError where it holds none."""
+        from ranvier.sim.ledger_file import load
+
+        return load(path)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each part, step and count: part, name, step, count, value."""
+        from ranvier.sim.ledger_file import to_pandas
+
+        return to_pandas(self)
 
 
 def _added(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -151,37 +227,6 @@ def _added(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, np
 
 def _plain(part: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
     return {n: {k: v.tolist() for k, v in c.items()} for n, c in part.items()}
-
-
-def fan_out(linear: LinearMap) -> Fans:
-    """(synapses with a weight, synapses with weight zero) of each source, `[n_in]`, int64."""
-    match linear:
-        case DenseMap():
-            used = (linear.weight != 0).sum(0).astype(np.int64)
-            return used, linear.weight.shape[0] - used
-        case OneToOne():
-            used = np.broadcast_to(linear.weight != 0, linear.shape).reshape(-1).astype(np.int64)
-            return used, 1 - used
-        case ConvMap():
-            used = _placements(linear, (linear.weight != 0).astype(np.int64))
-            return used, _placements(linear, np.ones_like(linear.weight, np.int64)) - used
-
-
-def _placements(conv: ConvMap, mask: np.ndarray) -> np.ndarray:
-    """How many synapses of `mask` each source neuron drives: the transposed convolution of ones."""
-    c_out, per_group, k_y, k_x = mask.shape
-    by_tap = mask.reshape(conv.groups, c_out // conv.groups, per_group, k_y, k_x).sum(1)
-    by_tap = by_tap.reshape(conv.in_shape[0], k_y, k_x)
-    (py, px), (sy, sx), (dy, dx) = conv.padding, conv.stride, conv.dilation
-    channels, height, width = conv.in_shape
-    rows, cols = conv.out_shape[1:]
-    count = np.zeros((channels, height + 2 * py, width + 2 * px), np.int64)
-    for i in range(k_y):
-        for j in range(k_x):
-            ys = slice(i * dy, i * dy + (rows - 1) * sy + 1, sy)
-            xs = slice(j * dx, j * dx + (cols - 1) * sx + 1, sx)
-            count[:, ys, xs] += by_tap[:, i, j, None, None]
-    return count[:, py : py + height, px : px + width].reshape(-1)
 
 
 class Counter:
@@ -195,11 +240,13 @@ class Counter:
         self._fans = fans or {p.name: fans_of(p.map) for p in program.projections.values()}
         self._populations: dict[str, dict[str, np.ndarray]] = {}
         self._projections: dict[str, dict[str, np.ndarray]] = {}
+        self.neurons: dict[str, np.ndarray] = {}  # name -> messages of each, in the neurons' order
 
     def add(self, name: str, sent: np.ndarray) -> None:
         """Counts what population `name` sent, `[time, batch, *shape]`, whole numbers."""
         flat = sent.reshape(self.steps, self.n_samples, -1)
         some = (flat != 0).sum(1, dtype=np.int64)
+        self.neurons[name] = some.sum(0)
         if not self.program.populations[name].graded:
             self.add_counts(name, some, some, some.sum(1))
             return
@@ -235,6 +282,7 @@ class Counter:
             self.n_samples,
             tuple(p.name for p in self.program if p.is_input),
             {"payload_bits": {p.name: payload_bits(p) for p in self.program if p.graded}},
+            self.neurons,
         )
 
 
