@@ -83,9 +83,20 @@ def lif_scan(x: Tensor, alpha: Tensor, beta: Tensor, threshold: Tensor, rule: Ru
     backend = pick_backend(x, rule.spike)
     if backend == "loop":
         return step_loop(wide, *params, rule).to(x.dtype)
+    back = _channels_last(wide, params)
+    if back is not None:
+        wide = wide.permute(0, 1, 3, 4, 2)
     flat = [_per_neuron(p, wide.shape[2:]) for p in params]
     spikes = _Scan.apply(wide.reshape(wide.shape[0], -1), *flat, rule, backend)
-    return spikes.view(wide.shape).to(x.dtype)
+    spikes = spikes.view(wide.shape).to(x.dtype)
+    return spikes if back is None else spikes.permute(back)
+
+
+def _channels_last(x: Tensor, params: list[Tensor]) -> tuple[int, ...] | None:
+    """The way back from [T, B, H, W, C], where x [T, B, C, H, W] lies so in memory; else None."""
+    if x.ndim != 5 or any(p.numel() > 1 for p in params) or x.stride(2) != 1 or x.shape[2] == 1:
+        return None
+    return (0, 1, 4, 2, 3)
 
 
 def _per_neuron(p: Tensor, shape: torch.Size) -> Tensor:
@@ -125,7 +136,7 @@ def step_loop(x: Tensor, alpha: Tensor, beta: Tensor, threshold: Tensor, rule: R
 
 
 class _Scan(torch.autograd.Function):
-    """Keeps the membrane h alone for the backward; x too where alpha learns."""
+    """Keeps one tensor for the backward, x or the membrane h, as its backend asks."""
 
     @staticmethod
     def forward(
@@ -134,21 +145,21 @@ class _Scan(torch.autograd.Function):
         x = x.contiguous()
         forward, _ = kernels(backend)
         needs_grad = any(ctx.needs_input_grad)
-        spikes, h = forward(x, alpha, beta, theta, rule, needs_grad)
+        spikes, kept = forward(x, alpha, beta, theta, rule, needs_grad)
         if needs_grad:
-            kept = x if ctx.needs_input_grad[1] else x.new_empty(0)
-            ctx.save_for_backward(h, kept, alpha, beta, theta)
+            inputs = x if ctx.needs_input_grad[1] else x.new_empty(0)
+            ctx.save_for_backward(kept, inputs, alpha, beta, theta)
             ctx.rule, ctx.backend = rule, backend
         return spikes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h, x, alpha, beta, theta = ctx.saved_tensors
+        kept, x, alpha, beta, theta = ctx.saved_tensors
         _, backward = kernels(ctx.backend)
         needs = ctx.needs_input_grad
         learns = needs[2] or needs[3]
         g_x, g_beta, g_theta = backward(
-            grads[0].contiguous(), h, alpha, beta, theta, ctx.rule, learns
+            grads[0].contiguous(), kept, alpha, beta, theta, ctx.rule, learns
         )
         g_alpha = _alpha_gradient(x, g_x, alpha) if needs[1] else None
         return (
@@ -181,7 +192,10 @@ Kernels = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor
 
 
 def kernels(backend: str) -> Kernels:
-    """(forward, backward) of that backend over flattened [T, N] tensors."""
+    """(forward, backward) of that backend over flattened [T, N] tensors.
+
+    forward returns the spikes and what its backward wants kept: x (numba) or h (triton, torch).
+    """
     if backend == "numba":
         from ranvier.train import scan_numba as compiled
     elif backend == "triton":

@@ -83,7 +83,34 @@ def _beta_gradient(reset, v_reset, h, th, g_h, g_beta):  # type: ignore[no-untyp
         g_beta[j] += g_h[j] * v
 
 
-def _forward(x, alpha, beta, theta, reset, v_reset, save, s, h):  # type: ignore[no-untyped-def]
+@njit(cache=True)
+def _charge(x_t, a, b, current, u, v):  # type: ignore[no-untyped-def]
+    """u and v after the currents of one step have come in; v is then the membrane h."""
+    for j in range(v.size):
+        v[j] = b[j] * v[j]
+    if current:
+        for j in range(v.size):
+            u[j] = a[j] * u[j]
+        for j in range(v.size):
+            u[j] = u[j] + x_t[j]
+        for j in range(v.size):
+            v[j] = v[j] + u[j]
+    else:
+        for j in range(v.size):
+            v[j] = v[j] + x_t[j]
+
+
+@njit(cache=True)
+def _reset(reset, v_reset, th, v):  # type: ignore[no-untyped-def]
+    if reset == 0:
+        for j in range(v.size):
+            v[j] = v[j] - th[j] if v[j] > th[j] else v[j]
+    elif reset == 1:
+        for j in range(v.size):
+            v[j] = v_reset if v[j] > th[j] else v[j]
+
+
+def _forward(x, alpha, beta, theta, reset, v_reset, s):  # type: ignore[no-untyped-def]
     n_steps, n = x.shape
     zero, one = x.dtype.type(0), x.dtype.type(1)
     current = alpha.size > 1 or alpha[0] != zero
@@ -96,51 +123,39 @@ def _forward(x, alpha, beta, theta, reset, v_reset, save, s, h):  # type: ignore
         b = _chunk_of(beta, lo, m)
         th = _chunk_of(theta, lo, m)
         for t in range(n_steps):
-            x_t = x[t, lo : lo + m]
+            _charge(x[t, lo : lo + m], a, b, current, u, v)
             s_t = s[t, lo : lo + m]
             for j in range(m):
-                v[j] = b[j] * v[j]
-            if current:
-                for j in range(m):
-                    u[j] = a[j] * u[j]
-                for j in range(m):
-                    u[j] = u[j] + x_t[j]
-                for j in range(m):
-                    v[j] = v[j] + u[j]
-            else:
-                for j in range(m):
-                    v[j] = v[j] + x_t[j]
-            if save:
-                h[t, lo : lo + m] = v
-            for j in range(m):
                 s_t[j] = one if v[j] > th[j] else zero
-            if reset == 0:
-                for j in range(m):
-                    v[j] = v[j] - th[j] if v[j] > th[j] else v[j]
-            elif reset == 1:
-                for j in range(m):
-                    v[j] = v_reset if v[j] > th[j] else v[j]
+            _reset(reset, v_reset, th, v)
 
 
 def _backward(  # type: ignore[no-untyped-def]
-    g_s, h, alpha, beta, theta, reset, v_reset, kind, p, learns, g_x, g_beta, g_theta
+    g_s, x, alpha, beta, theta, reset, v_reset, kind, p, learns, g_x, g_beta, g_theta
 ):
-    n_steps, n = h.shape
-    zero = h.dtype.type(0)
+    n_steps, n = x.shape
+    zero = x.dtype.type(0)
     current = alpha.size > 1 or alpha[0] != zero
     for c in prange((n + CHUNK - 1) // CHUNK):
         lo = c * CHUNK
         m = min(CHUNK, n - lo)
-        g_u = np.zeros(m, h.dtype)
-        g_v = np.zeros(m, h.dtype)
-        over = np.empty(m, h.dtype)
-        d = np.empty(m, h.dtype)
+        u = np.zeros(m, x.dtype)
+        v = np.zeros(m, x.dtype)
         a = _chunk_of(alpha, lo, m)
         b = _chunk_of(beta, lo, m)
         th = _chunk_of(theta, lo, m)
+        h = np.empty((n_steps, m), x.dtype)
+        for t in range(n_steps):  # the membranes once more: cheaper than to have stored them
+            _charge(x[t, lo : lo + m], a, b, current, u, v)
+            h[t] = v
+            _reset(reset, v_reset, th, v)
+        g_u = np.zeros(m, x.dtype)
+        g_v = np.zeros(m, x.dtype)
+        d = u
+        over = v
         for back in range(n_steps):
             t = n_steps - 1 - back
-            h_t = h[t, lo : lo + m]
+            h_t = h[t]
             g_t = g_s[t, lo : lo + m]
             for j in range(m):
                 over[j] = h_t[j] - th[j]
@@ -163,7 +178,7 @@ def _backward(  # type: ignore[no-untyped-def]
             else:
                 g_x[t, lo : lo + m] = g_v
             if learns and t > 0:
-                _beta_gradient(reset, v_reset, h[t - 1, lo : lo + m], th, g_v, g_beta[lo : lo + m])
+                _beta_gradient(reset, v_reset, h[t - 1], th, g_v, g_beta[lo : lo + m])
             for j in range(m):
                 g_v[j] = b[j] * g_v[j]
 
@@ -190,27 +205,24 @@ def _arrays(*tensors: Tensor) -> list[Any]:
 def forward(
     x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """(spikes, h) [T, N]; h is empty unless `save`."""
+    """(spikes, x) [T, N]; the backward computes the membranes from x once more."""
     s = torch.empty_like(x)
-    h = torch.empty_like(x) if save else x.new_empty(0, 0)
     arrays = _arrays(x, alpha, beta, theta)
     v_reset = arrays[0].dtype.type(rule.v_reset)
-    _jit(_forward, x.numel())(
-        *arrays, RESETS.index(rule.reset), v_reset, save, s.numpy(), h.numpy()
-    )
-    return s, h
+    _jit(_forward, x.numel())(*arrays, RESETS.index(rule.reset), v_reset, s.numpy())
+    return s, x
 
 
 def backward(
-    g_s: Tensor, h: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, learns: bool
+    g_s: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(g_x [T, N], g_beta [N], g_theta [N]); the last two are empty unless `learns`."""
     assert isinstance(rule.spike, Surrogate)
-    g_x = torch.empty_like(h)
-    g_beta, g_theta = (h.new_zeros(h.shape[1] if learns else 0) for _ in range(2))
-    arrays = _arrays(g_s, h, alpha, beta, theta)
+    g_x = torch.empty_like(x)
+    g_beta, g_theta = (x.new_zeros(x.shape[1] if learns else 0) for _ in range(2))
+    arrays = _arrays(g_s, x, alpha, beta, theta)
     as_type = arrays[0].dtype.type
-    _jit(_backward, h.numel())(
+    _jit(_backward, x.numel())(
         *arrays,
         RESETS.index(rule.reset),
         as_type(rule.v_reset),
