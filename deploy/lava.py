@@ -43,7 +43,8 @@ def describe(program: Program) -> list[tuple[str, Literal["stock", "custom"], st
     """(name, "stock" or "custom", why) of every population and projection.
 
     stock   a Process of Lava's library computes it exactly; on Loihi 2 it is there already
-    custom  a Process of ours, which on Loihi 2 is microcode; why says what the stock ones cannot
+    custom  a Process of ours; why says what the stock ones cannot. A neuron of ours is microcode on
+            Loihi 2. A delay is there in the chip's synapses: only Lava's convolution has none
     """
     rows: list[tuple[str, Literal["stock", "custom"], str]] = []
     reasons = {p.name: why_custom(program, p) for p in program}

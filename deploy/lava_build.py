@@ -18,9 +18,9 @@ from lava.proc.conv.process import Conv
 from lava.proc.dense.process import DelayDense, Dense
 from lava.proc.graded.process import GradedVec
 from lava.proc.lif.process import LIFReset
-from lava.proc.sparse.process import Sparse
+from lava.proc.sparse.process import DelaySparse, Sparse
 from lava.utils.weightutils import SignMode
-from scipy.sparse import diags
+from scipy.sparse import csr_matrix, diags
 
 from ranvier.deploy.lava_processes.neurons import Compartment, Relay
 from ranvier.deploy.lava_processes.stock import TapedGradedVec, TapedLifReset
@@ -101,9 +101,13 @@ def _dense(sign_mode: str, delays: int = 0, **args: Any) -> Dense:
     return DelayDense(delays=delays, **args) if delays else Dense(**args)
 
 
-def _one_to_one(weights: np.ndarray, sign_mode: str, **args: Any) -> Sparse:
-    matrix = diags(weights.astype(np.int32), dtype=np.int32, format="csr")
-    return Sparse(weights=matrix, sign_mode=SignMode[sign_mode], **args)
+def _one_to_one(weights: np.ndarray, sign_mode: str, delays: int = 0, **args: Any) -> Sparse:
+    matrix = csr_matrix(diags(weights.astype(np.int32), dtype=np.int32))
+    args["sign_mode"] = SignMode[sign_mode]
+    if not delays:
+        return Sparse(weights=matrix, **args)
+    steps = csr_matrix(diags(np.full(len(weights), delays), dtype=int))
+    return DelaySparse(weights=matrix, delays=steps, max_delay=delays, **args)
 
 
 MAKERS: dict[str, Callable[..., AbstractProcess]] = {

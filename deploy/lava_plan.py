@@ -19,7 +19,9 @@ from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Population, Prog
 from ranvier.train.errors import UnsupportedError
 
 MAX_DELAY = 62  # 6 bits on the chip, of which lava-dl uses 0..62
-_DELAY_DENSE_MAX = 2**18  # DelayDense builds all its delayed matrices anew in every step
+# DelayDense and DelaySparse build all their delayed matrices anew in every step: how many weights
+# in them are still cheap. Beyond, a delay of our own stands in front of a plain matrix.
+_DELAYED_MAX = {DenseMap: 2**18, OneToOne: 2**14}
 _FLIP = ("transpose", (2, 1, 0))
 
 
@@ -122,13 +124,17 @@ def why_custom(program: Program, population: Population, states: bool = False) -
 
 def why_custom_projection(p: Projection) -> str | None:
     """None where a stock Process computes this projection; otherwise what that cannot."""
-    if p.delay == 0 or _is_delay_dense(p):
+    if p.delay == 0 or _has_own_delay(p):
         return None
     return f"delay of {p.delay} before a {type(p.map).__name__.removesuffix('Map').lower()}"
 
 
-def _is_delay_dense(p: Projection) -> bool:
-    return isinstance(p.map, DenseMap) and p.map.weight.size * (p.delay + 1) <= _DELAY_DENSE_MAX
+def _has_own_delay(p: Projection) -> bool:
+    """Whether Lava's own delayed matrix is taken."""
+    if isinstance(p.map, ConvMap):
+        return False
+    n = p.map.weight.size if isinstance(p.map, DenseMap) else int(np.prod(p.map.shape))
+    return n * (p.delay + 1) <= _DELAYED_MAX[type(p.map)]
 
 
 def make_plan(
@@ -263,11 +269,12 @@ def _matrix(
         "sign_mode": mode.upper(),
         "num_message_bits": message_bits,
     }
+    if p.delay and _has_own_delay(p):
+        args["delays"] = p.delay
     if isinstance(p.map, OneToOne):
         # With message bits Lava multiplies; without, it cuts the matrix into columns: slow.
         return Node(name, "one_to_one", args | {"num_message_bits": max(1, message_bits)})
-    delayed = {"delays": p.delay} if p.delay and _is_delay_dense(p) else {}
-    return Node(name, "dense", args | delayed)
+    return Node(name, "dense", args)
 
 
 def by_sign(p: Projection) -> list[tuple[str, np.ndarray, str, int]]:
