@@ -390,11 +390,23 @@ def permute(rec: Recorder, args: Any, kwargs: Any, out: Any) -> Answer:
     swaps = sorted(dims) == [0, 1] if len(dims) == 2 else dims == swap
     value = rec.value(x)
     if not swaps or value is None:
-        return None
-    if isinstance(value, Series) and value.layout != "folded":
+        return _last_to_front(rec, x, dims)
+    if isinstance(value, Series) and value.layout in ("time", "batch"):
         return replace(value, layout="batch" if value.layout == "time" else "time")
     if isinstance(value, At) and value.t is None and value.node == rec.entry.name:
         raise TimeAxis(1)
+    return None
+
+
+def _last_to_front(rec: Recorder, x: Tensor, dims: list[int]) -> Answer:
+    """The columns of an image as time steps."""
+    value = rec.value(x)
+    if dims != [x.ndim - 1, *range(x.ndim - 1)]:
+        return None
+    if isinstance(value, Series) and value.layout == "last":
+        return replace(value, layout="time")
+    if isinstance(value, At) and value.node == rec.entry.name and rec.can_restart:
+        raise TimeAxis(x.ndim - 1)
     return None
 
 
@@ -408,7 +420,7 @@ def getitem(rec: Recorder, args: Any, kwargs: Any, out: Any) -> Answer:
             raise TimeAxis(0)
         if len(place) > 1 and _full(place[0]) and _whole(place[1]):
             raise TimeAxis(1)
-    if isinstance(value, Series) and value.layout != "folded":
+    if isinstance(value, Series) and value.layout in ("time", "batch"):
         return _pick_steps(rec, value, place, x)
     return _subsample(rec, x, place) if isinstance(value, At) else None
 

@@ -15,7 +15,7 @@ from ranvier.export.neurons import LI, LIF, CubaLI, CubaLIF
 from ranvier.export.nodes import Join, JoinOp, Neuron, Node, Opaque, Scale, Subsample
 from ranvier.export.trace_layers import module_nodes
 from ranvier.export.trace_record import Chain, OneStep, Recorder
-from ranvier.export.trace_values import At, Value
+from ranvier.export.trace_values import At, Series, Value
 
 
 def record_module(
@@ -30,11 +30,14 @@ def record_module(
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     known = [a for a in tensors if rec.value(a) is not None]
     rec.check_followed(tensors)
-    if isinstance(module, snntorch.SpikingNeuron):
+    if rec.path[-1] not in rec.opaque and isinstance(module, snntorch.SpikingNeuron):
         record_neuron(rec, module, args, kwargs, out)
         return
     if not known:
         return  # constants in, constants out
+    if rec.path[-1] in rec.opaque:
+        opaque_module(rec, module, args, kwargs, out, rec.opaque[rec.path[-1]])
+        return
     if isinstance(module, nn.Flatten):
         merged = reshape(rec, known[0], out, rec.path[-1])
         if merged is None or isinstance(merged, Done):
@@ -104,6 +107,9 @@ def record_neuron(
     reason = border.refusal(module)
     given = _bound(module, args, kwargs)
     x = given.pop("input_", None) if "input_" in given else args[0]
+    if isinstance(rec.value(x), Series) and getattr(module, "multi_step", False):
+        _neuron_over_time(rec, module, args, kwargs, out, x, n, reason)
+        return
     if reason is not None:
         _opaque_neuron(rec, module, x, out, reason)
         return
@@ -114,6 +120,34 @@ def record_neuron(
     chain.calls.append(n)
     chain.sources.append(rec.line())
     _know_outputs(rec, module, chain, cell, out)
+
+
+def _neuron_over_time(
+    rec: Recorder,
+    module: nn.Module,
+    args: Any,
+    kwargs: Any,
+    out: Any,
+    x: Tensor,
+    n: int,
+    reason: str | None,
+) -> None:
+    """One of our neurons in multi-step mode: all steps in one call, from rest."""
+    from ranvier.export.trace_ops import operand
+
+    if reason is not None:
+        opaque_module(rec, module, args, kwargs, out, reason)
+        return
+    value = operand(rec, rec.value(x))
+    assert isinstance(value, Series)
+    chain = _new_chain(rec, module, tuple(x.shape[1:]), hidden=True)
+    node = value.node
+    if getattr(module, "recurrent", None) is not None:
+        node = _with_recurrence(rec, module, chain, node)
+    chain.inputs = [At(node, t) for t in value.steps]
+    chain.sources = [rec.line()] * len(value.steps)
+    chain.calls, chain.whole = [n], True
+    rec.know(out, Series(chain.node, value.steps))
 
 
 def _bound(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -252,13 +286,16 @@ def _opaque_neuron(rec: Recorder, module: nn.Module, x: Tensor, out: Any, reason
     key = ("neuron", id(module), value.node)
     name = rec.builder.made(key)
     if name is None:
+        rec.inside += 1  # copying is no operation of the network
+        function = _from_rest(module)
+        rec.inside -= 1
         node = Opaque(
             name=rec.path[-1] or "neuron",
             inputs=(value.node,),
             kind=type(module).__name__,
             reason=reason,
             shape=tuple(first.shape[1:]),
-            function=_from_rest(module),
+            function=function,
             source=rec.line(),
             meta={"over_time": True},
         )

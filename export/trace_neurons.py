@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ranvier.export.neurons import LIF, CubaLIF, NeuronModel, Param, Timing
+from ranvier.export.neurons import (
+    LIF,
+    CubaLI,
+    CubaLIF,
+    NeuronModel,
+    Param,
+    SlidingWindow,
+    Timing,
+)
 from ranvier.export.trace_values import Port, array
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ class Cell:
 _LEAKY = Cell((("mem", "v"),), ("out", "v"))
 _SYNAPTIC = Cell((("syn", "u"), ("mem", "v")), ("out", "u", "v"))
 _RLEAKY = Cell((("spk", "out"), ("mem", "v")), ("out", "v"), recurrent=True)
+_HIDDEN = Cell((), ("out",))
 _RSYNAPTIC = Cell((("spk", "out"), ("syn", "u"), ("mem", "v")), ("out", "u", "v"), recurrent=True)
 
 
@@ -39,6 +48,8 @@ def cell(module: nn.Module) -> Cell | None:
     import snntorch
 
     from ranvier.train import neurons as ours
+    from ranvier.train import neurons_paralif as paralif
+    from ranvier.train import neurons_parallel as parallel
 
     known: dict[type[Any], Cell] = {
         snntorch.Leaky: _LEAKY,
@@ -50,6 +61,10 @@ def cell(module: nn.Module) -> Cell | None:
         ours.IF: _LEAKY,
         ours.PLIF: _LEAKY,
         ours.CUBA: _SYNAPTIC,
+        paralif.LI: _HIDDEN,
+        paralif.ParaLIF: _HIDDEN,
+        paralif.RecurrentLIF: _HIDDEN,
+        parallel.SlidingPSN: _HIDDEN,
     }
     found = known.get(type(module))
     if found is None:  # a subclass that keeps the forward pass of its parent is its parent
@@ -73,6 +88,8 @@ def refusal(module: nn.Module) -> str | None:
         return (
             f"{name} with state_quant rounds its states by a function; quantize the graph instead"
         )
+    if getattr(m, "firing", "t") != "t":
+        return f"{name} with firing='{m.firing}' fires by more than its membrane and a threshold"
     low = bool((m.threshold < 0).any())
     if low and not getattr(m, "reset_delay", True) and m.reset_mechanism == "zero":
         return f"{name} with a threshold below 0 and reset_delay=False doubles its membrane"
@@ -96,6 +113,9 @@ def model_of(module: nn.Module, shape: tuple[int, ...]) -> NeuronModel:
     import snntorch
 
     m: Any = module
+    special = _zoo_model(m, shape)
+    if special is not None:
+        return special
     common: dict[str, Any] = {
         "v_threshold": parameter(m.threshold, shape),
         "reset": m.reset_mechanism,
@@ -115,6 +135,29 @@ def model_of(module: nn.Module, shape: tuple[int, ...]) -> NeuronModel:
             return CubaLIF(**common, alpha=alpha, beta=beta, w_in=r)
         return CubaLIF(**common, alpha=alpha, beta=beta)
     return LIF(**common, beta=beta, r=r)
+
+
+def _zoo_model(m: Any, shape: tuple[int, ...]) -> NeuronModel | None:
+    """The models of our own neurons that are no Leaky: sliding PSN, and ParaLIF with its kin."""
+    from ranvier.train import neurons_paralif as paralif
+    from ranvier.train import neurons_parallel as parallel
+
+    if isinstance(m, parallel.SlidingPSN):
+        return SlidingWindow(taps=array(m.weight), v_threshold=parameter(m.threshold, shape))
+    if not isinstance(m, (paralif.LI, paralif.RecurrentLIF)):
+        return None
+    alpha, beta = m.decays() if isinstance(m, paralif.LI) else (m.alpha, m.beta)
+    decays: dict[str, Any] = {
+        "alpha": parameter(alpha, shape),
+        "beta": parameter(beta, shape),
+        "r": parameter(1 - beta, shape),
+    }
+    if isinstance(m, paralif.RecurrentLIF):
+        return CubaLIF(**decays, v_threshold=parameter(m.threshold, shape), reset="zero")
+    if isinstance(m, paralif.ParaLIF):
+        threshold = parameter(m.threshold.clamp(min=0), shape)
+        return CubaLIF(**decays, v_threshold=threshold, reset="none")
+    return CubaLI(**decays)
 
 
 def _timing(m: Any) -> Timing:

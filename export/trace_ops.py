@@ -408,9 +408,10 @@ def _reshape_series(rec: Recorder, value: Series, x: Tensor, out: Tensor, name: 
     folded = value.layout == "folded"
     batch = x.shape[0] // n if folded else x.shape[1 if value.layout == "time" else 0]
     lead = tuple(x.shape[: 1 if folded else 2])
-    if tuple(out.shape[: len(lead)]) == lead:
+    unfolds = folded and tuple(out.shape[:2]) == (n, batch)
+    if tuple(out.shape[: len(lead)]) == lead and not (unfolds and out.ndim > x.ndim):
         layout, rest = value.layout, tuple(out.shape[len(lead) :])
-    elif tuple(out.shape[:2]) == (n, batch) and folded:
+    elif unfolds:
         layout, rest = "time", tuple(out.shape[2:])
     elif out.shape[0] == n * batch and value.layout == "time":
         layout, rest = "folded", tuple(out.shape[1:])
@@ -451,11 +452,9 @@ def opaque(
     frozen = _frozen_call(rec, (args, kwargs), x=known)
     for i, result in enumerate(tensors_in(out)):
         if tuple(result.shape[:lead]) != tuple(known[0].shape[:lead]):
-            rec.lose(
-                result,
-                f"{rec.line()}: {kind} gives {tuple(result.shape)} for {tuple(known[0].shape)}: it "
-                "mixes samples or steps; keep [batch, ...] first",
-            )
+            shapes = f"{tuple(result.shape)} for {tuple(known[0].shape)}"
+            what = f"{kind} gives {shapes}: it mixes samples or steps"
+            rec.lose(result, rec.refuse(what, "keep [batch, ...] first"))
             continue
         node = Opaque(
             name=name,

@@ -37,6 +37,7 @@ class Chain:
     inputs: list[Value | None] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)  # places among all calls of the module
     sources: list[str] = field(default_factory=list)
+    whole: bool = False  # one call on all steps
 
 
 class OneStep(Exception):
@@ -70,7 +71,8 @@ class Recorder(TorchFunctionMode):
         self.inside = 0  # depth of leaf modules
         self.can_restart = True  # whether a time axis may still be found
         self.random: set[int] = set()  # tensors of random numbers
-        self.lost: dict[int, str] = {}  # tensors that cannot be followed: why
+        self.lost: dict[int, UnsupportedError] = {}  # tensors that cannot be followed: why
+        self.opaque: dict[str, str] = {}  # modules taken as a whole: why
         self.followers: list[tuple[str, str]] = []  # node -> the population whose input it shares
         self.unknown_calls: dict[Any, int] = {}  # neurons without a model: steps so far
 
@@ -96,14 +98,14 @@ class Recorder(TorchFunctionMode):
                 f"trace: '{value.node}' should have the shape {shape}, its tensor has "
                 f"{tuple(x.shape[1:])} after the batch ({self.line()}); please report this net"
             )
-        if isinstance(value, Series) and value.layout != "folded":
+        if isinstance(value, Series) and value.layout in ("time", "batch"):
             if tuple(x.shape[2:]) != shape:
                 raise RanvierError(
                     f"trace: '{value.node}' should have the shape {shape}, its series has "
                     f"{tuple(x.shape[2:])} after time and batch ({self.line()})"
                 )
 
-    def lose(self, x: Any, why: str) -> None:
+    def lose(self, x: Any, why: UnsupportedError) -> None:
         """The tensor cannot be followed; that is refused where it meets the network again."""
         self.know(x, None)
         self.lost[id(x)] = why
@@ -112,11 +114,13 @@ class Recorder(TorchFunctionMode):
         """Raises UnsupportedError where one of them cannot be followed."""
         for x in tensors:
             if id(x) in self.lost:
-                raise UnsupportedError(f"trace: {self.lost[id(x)]}")
+                raise self.lost[id(x)]
 
     def refuse(self, what: str, way_out: str = "") -> UnsupportedError:
         place = self.line() or ".".join(self.path[-1:]) or "the module"
-        return UnsupportedError(f"trace: {place}: {what}" + (f"; {way_out}" if way_out else ""))
+        error = UnsupportedError(f"trace: {place}: {what}" + (f"; {way_out}" if way_out else ""))
+        error.__dict__["module"] = self.path[-1] if self.path else ""
+        return error
 
     # where we are
 
@@ -155,12 +159,16 @@ class Recorder(TorchFunctionMode):
         record(self, func, before, kwargs, out)
         return out
 
+    def is_whole(self, module: nn.Module) -> bool:
+        """Whether nothing inside the module is looked at."""
+        return self.names.get(id(module)) in self.opaque or is_leaf(module)
+
     def before(self, module: nn.Module, args: Any) -> None:
         self.path.append(self.names.get(id(module), type(module).__name__.lower()))
-        self.inside += is_leaf(module)
+        self.inside += self.is_whole(module)
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        leaf = is_leaf(module)
+        leaf = self.is_whole(module)
         self.inside -= leaf
         if leaf and not self.inside:
             from ranvier.export.trace_modules import record_module

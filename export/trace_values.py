@@ -41,7 +41,8 @@ from ranvier.export.nodes import (
 from ranvier.train.errors import RanvierError
 
 Port: TypeAlias = Literal["out", "v", "u"]
-Layout: TypeAlias = Literal["time", "folded", "batch"]  # [T, B, ..], [T*B, ..], [B, T, ..]
+# [T, B, ...], [T * B, ...], [B, T, ...], [B, ..., T]
+Layout: TypeAlias = Literal["time", "folded", "batch", "last"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ranvier.export.graph import Graph
 from ranvier.export.neurons import Membrane
 from ranvier.export.nodes import Neuron
 from ranvier.export.trace_record import Chain
-from ranvier.export.tracer import Plan, is_ours, rested
+from ranvier.export.tracer import Plan, as_given, chosen, is_ours, rested, time_first
 from ranvier.train.errors import UnsupportedError
 
 STEPS = 6  # of random input, for graphs that say none
@@ -128,6 +128,9 @@ def run_module(net: nn.Module, x: Tensor, plan: Plan, chains: list[Chain], doubl
     spikes = {}
     for c in chains:
         sent = heard.get(c.module_name, [])
+        if c.whole:
+            spikes[c.node] = sent[c.calls[0]]
+            continue
         stride = c.calls[1] - c.calls[0] if len(c.calls) > 1 else max(n, 1)
         own = sent[c.calls[0] :: stride] if stride > 0 else []
         if own:
@@ -144,12 +147,11 @@ def _listen(heard: list[Tensor]) -> Any:
 
 
 def _outputs(net: nn.Module, x: Tensor, plan: Plan) -> Tensor:
-    from ranvier.export.tracer import _chosen
-
     if plan.loop:
-        return cast(Tensor, _chosen(net(x), plan.output))
+        run = getattr(net, plan.method) if plan.method else net
+        return cast(Tensor, chosen(run(as_given(x, plan)), plan.output))
     step = cast(Any, net).step if is_ours(net) else net
-    return torch.stack([_chosen(step(x_t.clone()), plan.output) for x_t in x])
+    return torch.stack([chosen(step(x_t.clone()), plan.output) for x_t in x])
 
 
 def _compare(
@@ -162,14 +164,12 @@ def _compare(
     theirs = run_module(net, x, plan, chains, double)
     names = tuple(k.name for k in graph if k.name in theirs.spikes)
     fed = (graph.inputs[0].name, *(i for k in names for i in graph[k].inputs))
-    series = x.double() if double else x
-    if plan.loop and plan.axis is None:
+    series = time_first(x.double() if double else x, plan)
+    if plan.loop and not plan.method and plan.axis is None:
         series = series[None].repeat(n, *[1] * series.ndim)
-    elif plan.axis == 1:
-        series = series.transpose(0, 1)
     with precision(double):
         ours, kept = graph.run(series, record=(*names, *fed))
-        output = graph.readout(ours) if plan.loop else ours
+        output = graph.readout(ours) if plan.loop and not plan.method else ours
     first = _first_difference(names, theirs.spikes, kept)
     if first is not None:
         name, t = first

@@ -22,8 +22,8 @@ import numpy as np
 
 from ranvier.export.graph import Graph
 from ranvier.export.nodes import Delay, Dense, Input, Neuron, Output, Reduce
-from ranvier.export.trace_values import At, Final, Series, Sum, Value
-from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
+from ranvier.export.trace_values import At, Final, Layout, Series, Sum, Value
+from ranvier.train.errors import RangeError, RanvierError, ShapeError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,8 @@ class Plan:
     loop: bool
     axis: int | None = None  # the sample's time axis; None: held at every step
     total: int | None = None  # steps of the module's own loop
+    method: str = ""  # of ours that runs all steps at once; empty: forward, or `step`
+    repeat: bool = False  # whether that method is given a static sample once for each step
     delay_sources: bool = True  # see Builder.delayed
     output: int | str = 0  # which of several returned values
 
@@ -140,7 +142,7 @@ def _plan(net: nn.Module, x: Tensor, output: int | str) -> Plan:
     shape = getattr(net, "input_shape", None)
     if is_ours(net):
         axis = 0 if shape is not None and x.ndim == len(shape) + 2 else None
-        return Plan(loop=False, axis=axis, output=output)
+        return _plan_ours(net, x, Plan(loop=False, axis=axis, output=output))
     try:
         counts = _count_calls(net, x)
     except Exception as error:
@@ -157,6 +159,39 @@ def _plan(net: nn.Module, x: Tensor, output: int | str) -> Plan:
     if counts and min(counts) > 1:
         return Plan(loop=True, total=min(counts), output=output)
     return Plan(loop=False, output=output)
+
+
+def _plan_ours(net: nn.Module, x: Tensor, plan: Plan) -> Plan:
+    """By `step` where that runs; else all steps at once, by `sequence`, which some neurons need."""
+    import torch
+
+    fails: Exception | None = None
+    for axis in (plan.axis, 0):
+        try:
+            with torch.no_grad():
+                cast(Any, rested(net)).step(x if axis is None else x[0])
+        except Exception as error:
+            fails = fails or error
+        else:
+            return replace(plan, axis=axis)
+    assert fails is not None
+    if callable(getattr(net, "sequence", None)):
+        total = int(cast(Any, net).steps) if plan.axis is None else len(x)
+        whole = replace(plan, loop=True, method="sequence", total=total)
+        for repeat in (True, False) if plan.axis is None else (False,):
+            found = replace(whole, repeat=repeat)
+            try:
+                with torch.no_grad():
+                    cast(Any, rested(net)).sequence(as_given(x, found))
+            except Exception:
+                continue
+            return found
+    if isinstance(fails, RanvierError):
+        raise fails
+    raise UnsupportedError(
+        f"trace: the module's own step fails on the sample {tuple(x.shape)}: "
+        f"{type(fails).__name__}: {fails}"
+    ) from fails
 
 
 def _count_calls(net: nn.Module, x: Tensor) -> list[int]:
@@ -208,30 +243,90 @@ def _one_step(which: Any) -> str:
 
 
 def _record(net: nn.Module, x: Tensor, plan: Plan, can_restart: bool) -> tuple[Graph, Recorder]:
+    """One run under the recorder; a module that cannot be followed becomes Opaque as a whole."""
+    opaque: dict[str, str] = {}
+    while True:
+        try:
+            return _record_once(net, x, plan, can_restart, opaque)
+        except UnsupportedError as error:
+            name = error.__dict__.get("module", "")
+            while name and (name in opaque or not _may_be_opaque(net, name, plan)):
+                name = name.rpartition(".")[0]
+            if not name:
+                raise
+            opaque[name] = str(error).removeprefix("trace: ")
+
+
+def _may_be_opaque(net: nn.Module, name: str, plan: Plan) -> bool:
+    """Whether the module can be run again without its states: it has none, or starts from rest."""
+    import snntorch
+
+    from ranvier.export.trace_record import is_leaf
+
+    module = dict(net.named_modules()).get(name)
+    if module is None or is_leaf(module):
+        return False
+    holds = any(isinstance(m, snntorch.SpikingNeuron) for m in module.modules())
+    return plan.method == "sequence" or not holds
+
+
+def _record_once(
+    net: nn.Module, x: Tensor, plan: Plan, can_restart: bool, opaque: dict[str, str]
+) -> tuple[Graph, Recorder]:
+    import torch
+
     from ranvier.export.trace_record import Recorder, drive, recording
 
     made = rested(net)
-    lead = 1 if plan.axis is None else 2
-    entry = Input(name="input", shape=tuple(x.shape[lead:]))
+    if is_ours(net) and x.shape[batch_axis(replace(plan, repeat=False))] == 1:
+        # two samples, so that an axis of 1 is never taken for the batch
+        x = torch.cat([x, x], batch_axis(replace(plan, repeat=False)))
+    x = as_given(x, plan)
+    shape = [n for i, n in enumerate(x.shape) if i not in (time_axis(x, plan), batch_axis(plan))]
+    entry = Input(name="input", shape=tuple(shape))
     recorder = Recorder(made, entry, plan.total if plan.loop else None)
+    recorder.opaque = opaque
     recorder.builder.delay_sources = plan.delay_sources
     recorder.can_restart = can_restart and plan.loop
     with recording(recorder):
         if plan.loop:
             held = x.clone()
-            recorder.know(held, _sample_value(plan, x, entry))
-            returned = drive(lambda: made(held))
-            value = recorder.value(_chosen(returned, plan.output))
+            recorder.know(held, _sample_value(time_axis(x, plan), x, entry))
+            run = getattr(made, plan.method) if plan.method else made
+            returned = drive(partial(run, held))
+            value = recorder.value(chosen(returned, plan.output))
         else:
             value = _drive_steps(recorder, made, x, plan)
     return _graph_of(recorder, made, value, plan), recorder
 
 
-def _sample_value(plan: Plan, x: Tensor, entry: Input) -> Value:
-    if plan.axis is None:
+def as_given(x: Tensor, plan: Plan) -> Tensor:
+    """The sample as the module takes it: `sequence` wants time first, if it can have it."""
+    if plan.repeat and plan.total:
+        return x[None].repeat(plan.total, *[1] * x.ndim)
+    return x
+
+
+def time_axis(x: Tensor, plan: Plan) -> int | None:
+    """Where time stands in what `as_given` gives."""
+    return 0 if plan.repeat else plan.axis
+
+
+def batch_axis(plan: Plan) -> int:
+    return 1 if plan.axis == 0 or plan.repeat else 0
+
+
+def time_first(x: Tensor, plan: Plan) -> Tensor:
+    """The sample as the graph takes it, [time, batch, ...], where it has a time axis."""
+    axis = time_axis(x, plan)
+    return x if axis is None else as_given(x, plan).movedim(axis, 0)
+
+
+def _sample_value(axis: int | None, x: Tensor, entry: Input) -> Value:
+    if axis is None:
         return At(entry.name, None)
-    n = tuple(range(x.shape[plan.axis]))
-    return Series(entry.name, n, layout="time" if plan.axis == 0 else "batch")
+    layout: Layout = "time" if axis == 0 else "batch" if axis == 1 else "last"
+    return Series(entry.name, tuple(range(x.shape[axis])), layout=layout)
 
 
 def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> Value | None:
@@ -245,7 +340,7 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
         recorder.driven = t
         recorder.know(given, At(recorder.entry.name, t))
         returned = drive(partial(step, given))
-        values.append(recorder.value(_chosen(returned, plan.output)))
+        values.append(recorder.value(chosen(returned, plan.output)))
     if values[-1] is None:
         return None
     places = [(v.node, v.port) if isinstance(v, At) else None for v in values]
@@ -257,7 +352,7 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
     return values[-1]
 
 
-def _chosen(returned: Any, output: int | str) -> Any:
+def chosen(returned: Any, output: int | str) -> Any:
     """One of several returned values."""
     if isinstance(returned, (tuple, list, dict)):
         try:
@@ -324,13 +419,12 @@ def _readout(
     """(node, reduction over time, port) that make the module's output."""
     from ranvier.export.trace_ops import operand, scaled
 
-    if not plan.loop:
+    known: dict[str, Reduce] = {"mean": "mean", "sum": "sum", "last": "last"}
+    whole = isinstance(value, Series) and len(value.steps) == n
+    if not plan.loop or (plan.method and whole):
         how = getattr(net, "readout", "none") if is_ours(net) else "none"
-        known: dict[str, Reduce] = {"mean": "mean", "sum": "sum", "last": "last"}
         return value.node, known.get(how, "none"), value.port
-    if isinstance(value, Series) and len(value.steps) == n and value.layout == "time":
-        return value.node, "none", value.port
-    if isinstance(value, Series) and len(value.steps) == n and value.layout == "batch":
+    if isinstance(value, Series) and whole and value.layout in ("time", "batch"):
         return value.node, "none", value.port
     if isinstance(value, Sum) and len(value.steps) == n:
         if value.scale == 1.0:
@@ -355,7 +449,7 @@ def _steps_of(net: nn.Module, x: Tensor, plan: Plan, steps: int | None) -> int |
     found = None
     if plan.loop:
         found = plan.total
-        if plan.axis is not None and x.shape[plan.axis] != found:
+        if plan.axis is not None and x.shape[plan.axis] != found and not plan.method:
             raise UnsupportedError(
                 f"trace: the sample has {x.shape[plan.axis]} steps, the module's loop runs {found}"
             )
