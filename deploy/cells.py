@@ -3,7 +3,7 @@
 One step of a population, all in int64 with the chip's wraps made explicit; a is the sum of everything
 that arrives, v_threshold is `vth << 6`:
 
-    u = fold(decay(u, du) + wrap32(a << 6))           23 bits and sign, folded once
+    u = fold(wrap32(decay(u, du) + wrap32(a << 6)))   23 bits and sign, folded once
     v = clip(decay(v, dv) + u + bias)                 saturates at +-(2**23 - 1)
     fires where v > v_threshold; then v = 0           u is kept
 
@@ -127,7 +127,7 @@ class Cell:
         """(sent, u, v) after one step, for the arriving sum a; arrays `[batch, *shape]`, int64."""
         if self.kind == "relay":
             return (a + ((1 << self.shift) >> 1)) >> self.shift, u, v
-        u = fold(decay(u, np.asarray(self.du) + 1) + wrap(a << SHIFT, 32))
+        u = fold(wrap(decay(u, np.asarray(self.du) + 1) + wrap(a << SHIFT, 32), 32))
         late = v > self.theta
         jump = self.theta + (0 if self.strict else 1)
         if self.reset == "zero" and self.timing == "delayed":

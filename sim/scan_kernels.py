@@ -48,6 +48,7 @@ def _step(memory, a, shift, u, v, p, v_reset, reset, timing, sent):  # type: ign
         y, th, jp = v[i], theta[i], jump[i]
         if memory:
             x = whole(x + _decay(u[i], k_u[i], v))
+            x = whole(i32(x)) if wide else x
         x = whole(x - 2 * FOLD) if x > FOLD else x
         x = whole(x + 2 * FOLD) if x <= -FOLD else x
         late = y > th

@@ -40,7 +40,8 @@ def scan(
         a = total[t if len(total) > 1 else 0].to(dtype)
         a = a.to(torch.int32).to(dtype) * 64
         a = a.to(torch.int32).to(dtype) if cell.wide else a
-        u = fold(a + decay(u, k_u) if cell.memory else a)
+        u = a + decay(u, k_u) if cell.memory else a
+        u = fold(u.to(torch.int32).to(dtype) if cell.wide else u)
         late = v > theta
         if reset == "zero" and timing == "delayed":
             v = torch.where(late, cell.v_reset, v)

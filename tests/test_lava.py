@@ -234,7 +234,20 @@ def lonely(rng):
     return made, rng.integers(0, 2, (7, 2, 4))
 
 
-CASES = {"wide": wide, "delayed": delayed, "lonely": lonely}
+def hot(rng):
+    """Sums of 2**28, so that u passes 24 and then 32 bits."""
+    one = OneToOne(weight=np.array(1, np.int16), shape=(20,))
+    cells = [Cell(du=0, dv=10, vth=1000), Cell(du=-1, dv=9, vth=9, reset="subtract")]
+    made = program(
+        (20,),
+        [("a", (20,), cells[0]), ("b", (20,), cells[1])],
+        [("in", "a", one), ("in", "b", one, {"exponent": 1})],
+        lo=-(2**28), hi=2**28,
+    )  # fmt: skip
+    return made, rng.integers(-(2**28), 2**28 + 1, (9, 2, 20))
+
+
+CASES = {"wide": wide, "delayed": delayed, "lonely": lonely, "hot": hot}
 
 
 @pytest.fixture(scope="module")
