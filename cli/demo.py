@@ -301,8 +301,7 @@ def failed(rows: list[Row]) -> str | None:
     for r in rows:
         if r.lava_mismatches:
             return f"{r.join}: {r.lava_mismatches} messages differ between Lava and the engine"
-        if r.nir_max_error > METRICS = "metrics.csv"
-NIR_TOLERANCE:
+        if r.nir_max_error > NIR_TOLERANCE:
             return f"{r.join}: NIR's logits differ from torch's by {r.nir_max_error:g}"
     return None
 
