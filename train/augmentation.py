@@ -14,7 +14,7 @@ AUGMENTATIONS = ("none", "shift", "flip-crop", "randaugment", "events")
 def augment(x: Tensor, kind: str, generator: Generator) -> Tensor:
     """x [B, C, H, W] or [T, B, C, H, W], changed sample by sample (alike at all steps).
 
-    shift        moved by up to 2 pixels
+    shift        moved by up to 1/14 of the width: 1 pixel of 8, 2 of 28 or 32
     flip-crop    moved by up to 4 pixels and mirrored for half of the samples
     randaugment  flip-crop, then two random operations of torchvision's RandAugment (needs
                  torchvision)
@@ -24,7 +24,7 @@ def augment(x: Tensor, kind: str, generator: Generator) -> Tensor:
         case "none":
             return x
         case "shift":
-            return shift(x, 2, generator)
+            return shift(x, max(x.shape[-1] // 14, 1), generator)
         case "flip-crop":
             return flip(shift(x, 4, generator), generator)
         case "events":

@@ -25,15 +25,18 @@ class Loss:
 
     function  (output, y, smoothing) -> scalar
     per_step  wants [T, B, n], not the mean over time
+    scale     factor on the output before the loss: a mean of rare spikes gives small logits, whose
+              softmax hardly differs from a uniform one; the network itself is left as it is
     """
 
     name: str
     function: Callable[[Tensor, Tensor, float], Tensor]
     per_step: bool = False
     smoothing: float = 0.0
+    scale: float = 1.0
 
     def __call__(self, output: Tensor, y: Tensor) -> Tensor:
-        return self.function(output, y, self.smoothing)
+        return self.function(output * self.scale, y, self.smoothing)
 
 
 def mean_cross_entropy(output: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -89,12 +92,12 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], bool]] = {
 }
 
 
-def make_loss(name: str, smoothing: float = 0.0) -> Loss:
+def make_loss(name: str, smoothing: float = 0.0, scale: float = 1.0) -> Loss:
     """The loss `name`. Raises UnsupportedError for an unknown one."""
     if name not in LOSSES:
         raise UnsupportedError(f"train: there is no loss '{name}'; known: {', '.join(LOSSES)}")
     function, wants_steps = LOSSES[name]
-    return Loss(name, function, wants_steps, smoothing)
+    return Loss(name, function, wants_steps, smoothing, scale)
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:

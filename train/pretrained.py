@@ -35,6 +35,7 @@ def publish(
     """
     from ranvier.train.checkpoint import load_weights, save_weights
     from ranvier.train.evaluation import evaluate
+    from ranvier.train.losses import make_loss
     from ranvier.train.models import weights_path
     from ranvier.train.recipe import load_run, recipe_data
 
@@ -49,7 +50,8 @@ def publish(
         path.unlink()
         raise RangeError(f"train: '{path.name}' has {size} bytes; {MAX_BYTES} are allowed")
     load_weights(net, path)
-    tested = evaluate(net, recipe_data(recipe, data_dir)[1], loss=recipe.train.loss)
+    loss = make_loss(recipe.train.loss, scale=recipe.train.logit_scale)
+    tested = evaluate(net, recipe_data(recipe, data_dir)[1], loss=loss)
     beside = {
         "model": dataclasses.asdict(config),
         "recipe": recipe.model_dump(exclude_none=True),

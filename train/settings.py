@@ -23,6 +23,8 @@ class Settings:
     schedule, warmup     cosine, step, onecycle or constant; warm-up in epochs (may be a fraction)
     step_epochs, gamma   schedule 'step': lr * gamma after every step_epochs
     loss, label_smoothing    ce, mse, tet or per-step (train/losses.py)
+    logit_scale          factor on the output in the loss; several times faster learning where the
+                         readout is a mean of rare spikes
     rate_weight, rate_target    adds rate_weight * mean over layers of max(0, rate - rate_target)^2
     clip                 largest gradient norm; 0 = no clipping
     accumulate           batches per optimizer step
@@ -55,6 +57,7 @@ class Settings:
     gamma: float = 0.1
     loss: str = "ce"
     label_smoothing: float = 0.0
+    logit_scale: float = 1.0
     rate_weight: float = 0.0
     rate_target: float = 0.1
     clip: float = 0.0
@@ -90,6 +93,8 @@ class Settings:
             raise RangeError(
                 f"train: label_smoothing is {self.label_smoothing}; allowed 0 up to below 1"
             )
+        if not self.logit_scale > 0:
+            raise RangeError(f"train: logit_scale is {self.logit_scale}; give a positive factor")
         self._check_names()
 
     def _check_names(self) -> None:

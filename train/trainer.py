@@ -51,8 +51,8 @@ class Trainer:
     ) -> None:
         self.net, self.train, self.test, self.settings = net, train, test, settings
         self.folder, self.hook = folder, hook
-        self.loss = make_loss(settings.loss, settings.label_smoothing)
-        self.test_loss = make_loss(settings.loss)
+        self.loss = make_loss(settings.loss, settings.label_smoothing, settings.logit_scale)
+        self.test_loss = make_loss(settings.loss, scale=settings.logit_scale)
         self.n_batches = math.ceil(len(train) / settings.batch_size)
         self.schedule = _schedule(settings, self.n_batches)
         self.state = State()
