@@ -51,14 +51,14 @@ class ConvLin:
     def transposed(self, y: np.ndarray) -> np.ndarray:
         """The transpose of the map on rows y `[n, *out_shape]` -> `[n, *in_shape]`."""
         import torch
+        from torch.nn.grad import conv2d_input
 
-        x = torch.zeros(len(y), *self.in_shape, dtype=torch.float64, requires_grad=True)
         w = torch.from_numpy(np.array(self.weight, np.float64))
-        out = torch.nn.functional.conv2d(
-            x, w, None, self.stride, self.padding, self.dilation, self.groups
-        )
-        seed = torch.from_numpy(np.array(y, np.float64)).reshape(out.shape)
-        return torch.autograd.grad(out, x, seed)[0].numpy()
+        seed = torch.from_numpy(np.array(y, np.float64)).reshape(-1, *self.out_shape)
+        size = (len(seed), *self.in_shape)
+        return conv2d_input(
+            size, w, seed, self.stride, self.padding, self.dilation, self.groups
+        ).numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,73 @@
+"""Quantization-aware training computes with the Program's own numbers and leaves the net as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ranvier.deploy import LOIHI2, compile
+from ranvier.deploy.qat import FakeQuant, make_grid
+from ranvier.export import trace
+from ranvier.train import create_model, evaluate, fit, load_dataset
+from ranvier.train.errors import RangeError
+
+
+def trained(join: str = "vanilla"):
+    torch.manual_seed(0)
+    net = create_model("resnet-digits", join=join, steps=4)
+    fit(net, load_dataset("digits", split="train", limit=512), epochs=1, lr=5e-3, progress=False)
+    return net
+
+
+@pytest.mark.parametrize("join", ["vanilla", "ms"])
+def test_rounded_weights_are_the_programs(join: str) -> None:
+    net, x = trained(join), load_dataset("digits", split="train").x[:64]
+    graph = trace(net, x[:4])
+    program = compile(graph, calibration=x.numpy(), weight_bits=4)
+    grid = make_grid(net, 4, x, LOIHI2)
+    same = total = 0
+    with FakeQuant(4, calibration=x)(net):
+        for name, layer in grid.layers.items():
+            weight = dict(net.named_modules())[name].weight.detach().double().numpy()
+            whole = np.rint(weight * layer.factor)
+            wanted = program.projections[name].map.weight.astype(float)
+            wanted = wanted.reshape(*whole.shape[:2], -1)[..., : whole[0, 0].size].reshape(whole.shape)
+            same, total = same + int((whole == wanted).sum()), total + whole.size
+    assert len(grid.layers) == 8 and same / total > 0.995  # float32 folding may move a rounding
+
+
+def test_the_net_is_left_as_it_was_even_after_an_error() -> None:
+    net = trained()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    hook = FakeQuant(3)
+    with pytest.raises(RuntimeError, match="boom"), hook(net):
+        assert not torch.equal(net.fc.weight, before["fc.weight"])
+        raise RuntimeError("boom")
+    after = net.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
+    assert isinstance(net.fc.weight, torch.nn.Parameter)
+
+
+def test_gradients_reach_the_float_weights() -> None:
+    net = trained()
+    net.train()
+    with FakeQuant(4)(net):
+        net(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert net.fc.weight.grad is not None and net.conv.weight.grad.abs().sum() > 0
+
+
+def test_training_at_two_bits_recovers_what_rounding_loses() -> None:
+    train, test = (load_dataset("digits", split=s) for s in ("train", "test"))
+    torch.manual_seed(0)
+    net = create_model("mlp", hidden=(32,), in_channels=1, image_size=8, steps=2)
+    fit(net, train, epochs=6, lr=5e-3, progress=False, batch_size=64)
+    hook = FakeQuant(2, calibration=train.x[:64])
+    rounded = evaluate(net, test, qat=hook)["accuracy"]
+    fit(net, train, epochs=2, lr=2e-3, progress=False, batch_size=64, qat=hook)
+    assert evaluate(net, test, qat=FakeQuant(2, calibration=train.x[:64]))["accuracy"] > rounded
+
+
+def test_bits_that_the_chip_lacks_are_refused() -> None:
+    with pytest.raises(RangeError, match="9 weight bits"):
+        FakeQuant(9)
