@@ -24,7 +24,9 @@ def record_module(
     """Says what the outputs of a leaf module stand for."""
     import snntorch
 
-    from ranvier.export.trace_ops import Done, apply_nodes, join, reshape
+    from ranvier.export.trace_joins import join
+    from ranvier.export.trace_ops import Done, apply_nodes
+    from ranvier.export.trace_shapes import reshape
     from ranvier.train.blocks import Add, And, Iand, Or, ShortcutA
 
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
@@ -84,7 +86,7 @@ def opaque_module(
     reason: str,
 ) -> None:
     """The outputs of an unknown module as Opaque nodes that run it again."""
-    from ranvier.export.trace_ops import opaque
+    from ranvier.export.trace_opaque import opaque
 
     def call(*given: Any, **more: Any) -> Any:
         like = next(a for a in given if isinstance(a, Tensor))

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import Membrane
 from ranvier.export.nodes import Neuron
+from ranvier.export.trace_plan import Plan, as_given, chosen, is_ours, rested, time_first
 from ranvier.export.trace_record import Chain
-from ranvier.export.tracer import Plan, as_given, chosen, is_ours, rested, time_first
 from ranvier.train.errors import UnsupportedError
 
 STEPS = 6  # of random input, for graphs that say none

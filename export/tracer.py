@@ -6,15 +6,15 @@ Three kinds of module are taken:
     step    a module whose forward is one time step: x_t -> spikes, or (spikes, membrane)
     loop    a module whose forward loops over time itself, and stacks, sums or averages
 
-What the operations mean is said in `trace_functions` (functions, operators), `trace_modules` and
-`trace_layers` (layers), `trace_neurons` (snntorch). Every trace is then run beside the module
-(`trace_verify`).
+How it is run says `trace_plan`; `trace_record` listens, and `trace_values` is what it learns. What
+the operations mean is said in `trace_functions`, `trace_joins` and `trace_shapes` (functions and
+operators), `trace_modules` and `trace_layers` (layers), `trace_neurons` (snntorch's and ours) and
+`trace_opaque` (all else). Every trace is then run beside the module (`trace_verify`).
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,8 +22,18 @@ import numpy as np
 
 from ranvier.export.graph import Graph
 from ranvier.export.nodes import Delay, Dense, Input, Neuron, Output, Reduce
+from ranvier.export.trace_plan import (
+    Plan,
+    as_given,
+    batch_axis,
+    chosen,
+    is_ours,
+    make_plan,
+    rested,
+    time_axis,
+)
 from ranvier.export.trace_values import At, Final, Layout, Series, Sum, Value
-from ranvier.train.errors import RangeError, RanvierError, ShapeError, UnsupportedError
+from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -34,19 +44,6 @@ if TYPE_CHECKING:
     Tensor = torch.Tensor
 
 TRACED_STEPS = 4  # two in which feedback may settle, and two to compare
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a module is run: `loop` says whether forward is the whole loop or one step."""
-
-    loop: bool
-    axis: int | None = None  # the sample's time axis; None: held at every step
-    total: int | None = None  # steps of the module's own loop
-    method: str = ""  # of ours that runs all steps at once; empty: forward, or `step`
-    repeat: bool = False  # whether that method is given a static sample once for each step
-    delay_sources: bool = True  # see Builder.delayed
-    output: int | str = 0  # which of several returned values
 
 
 def trace(
@@ -88,7 +85,7 @@ def trace(
         x = x.float()
     if steps is not None and steps < 1:
         raise RangeError(f"trace: steps is {steps}; at least 1 is needed")
-    plan = _plan(net, x, output)
+    plan = make_plan(net, x, output)
     graph, recorder, plan = _trace_as(net, x, plan)
     graph = replace(graph, steps=_steps_of(net, x, plan, steps))
     if not verify:
@@ -110,107 +107,6 @@ def _verified(graph: Graph, net: nn.Module, x: Tensor, plan: Plan, recorder: Rec
     from ranvier.export.trace_verify import verified
 
     return verified(graph, net, x, plan, list(recorder.chains.values()))
-
-
-def is_ours(net: Any) -> bool:
-    """Whether the module has the interface of our networks."""
-    return callable(getattr(net, "step", None)) and isinstance(getattr(net, "steps", None), int)
-
-
-def rested(net: nn.Module) -> nn.Module:
-    """A copy in eval mode, its neurons at rest, so that no run touches the module itself."""
-    import snntorch
-
-    try:
-        made = copy.deepcopy(net)
-    except RuntimeError as error:  # states that carry a gradient
-        raise UnsupportedError(
-            f"trace: the module cannot be copied ({error}); call snntorch.utils.reset(net), or "
-            "detach the tensors that it keeps between calls"
-        ) from error
-    made.eval()
-    for module in made.modules():
-        if isinstance(module, snntorch.SpikingNeuron) and hasattr(module, "reset_mem"):
-            module.reset_mem()
-    if is_ours(made) and callable(getattr(made, "reset", None)):
-        cast(Any, made).reset()
-    return made
-
-
-def _plan(net: nn.Module, x: Tensor, output: int | str) -> Plan:
-    """Whether forward is a step or a loop, found by running it and counting the neurons' calls."""
-    shape = getattr(net, "input_shape", None)
-    if is_ours(net):
-        axis = 0 if shape is not None and x.ndim == len(shape) + 2 else None
-        return _plan_ours(net, x, Plan(loop=False, axis=axis, output=output))
-    try:
-        counts = _count_calls(net, x)
-    except Exception as error:
-        try:
-            counts = _count_calls(net, x[0])
-        except Exception:
-            counts = [2]
-        if x.ndim < 3 or (counts and min(counts) > 1):
-            raise UnsupportedError(
-                f"trace: the module itself fails on the sample {tuple(x.shape)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return Plan(loop=False, axis=0, output=output)
-    if counts and min(counts) > 1:
-        return Plan(loop=True, total=min(counts), output=output)
-    return Plan(loop=False, output=output)
-
-
-def _plan_ours(net: nn.Module, x: Tensor, plan: Plan) -> Plan:
-    """By `step` where that runs; else all steps at once, by `sequence`, which some neurons need."""
-    import torch
-
-    fails: Exception | None = None
-    for axis in (plan.axis, 0):
-        try:
-            with torch.no_grad():
-                cast(Any, rested(net)).step(x if axis is None else x[0])
-        except Exception as error:
-            fails = fails or error
-        else:
-            return replace(plan, axis=axis)
-    assert fails is not None
-    if callable(getattr(net, "sequence", None)):
-        total = int(cast(Any, net).steps) if plan.axis is None else len(x)
-        whole = replace(plan, loop=True, method="sequence", total=total)
-        for repeat in (True, False) if plan.axis is None else (False,):
-            found = replace(whole, repeat=repeat)
-            try:
-                with torch.no_grad():
-                    cast(Any, rested(net)).sequence(as_given(x, found))
-            except Exception:
-                continue
-            return found
-    if isinstance(fails, RanvierError):
-        raise fails
-    raise UnsupportedError(
-        f"trace: the module's own step fails on the sample {tuple(x.shape)}: "
-        f"{type(fails).__name__}: {fails}"
-    ) from fails
-
-
-def _count_calls(net: nn.Module, x: Tensor) -> list[int]:
-    """How often each neuron is called in one forward."""
-    import snntorch
-    import torch
-
-    made = rested(net)
-    counts: dict[int, int] = {}
-
-    def count(module: nn.Module, args: Any, out: Any) -> None:
-        counts[id(module)] = counts.get(id(module), 0) + 1
-
-    for module in made.modules():
-        if isinstance(module, snntorch.SpikingNeuron):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        made(x)
-    return list(counts.values())
 
 
 def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, Plan]:
@@ -300,28 +196,6 @@ def _record_once(
     return _graph_of(recorder, made, value, plan), recorder
 
 
-def as_given(x: Tensor, plan: Plan) -> Tensor:
-    """The sample as the module takes it: `sequence` wants time first, if it can have it."""
-    if plan.repeat and plan.total:
-        return x[None].repeat(plan.total, *[1] * x.ndim)
-    return x
-
-
-def time_axis(x: Tensor, plan: Plan) -> int | None:
-    """Where time stands in what `as_given` gives."""
-    return 0 if plan.repeat else plan.axis
-
-
-def batch_axis(plan: Plan) -> int:
-    return 1 if plan.axis == 0 or plan.repeat else 0
-
-
-def time_first(x: Tensor, plan: Plan) -> Tensor:
-    """The sample as the graph takes it, [time, batch, ...], where it has a time axis."""
-    axis = time_axis(x, plan)
-    return x if axis is None else as_given(x, plan).movedim(axis, 0)
-
-
 def _sample_value(axis: int | None, x: Tensor, entry: Input) -> Value:
     if axis is None:
         return At(entry.name, None)
@@ -350,19 +224,6 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
             "value a step"
         )
     return values[-1]
-
-
-def chosen(returned: Any, output: int | str) -> Any:
-    """One of several returned values."""
-    if isinstance(returned, (tuple, list, dict)):
-        try:
-            return returned[cast(Any, output)]
-        except (KeyError, IndexError, TypeError):
-            have = list(returned) if isinstance(returned, dict) else len(returned)
-            raise RangeError(
-                f"trace: output={output!r} is none of what the module returns ({have})"
-            ) from None
-    return returned
 
 
 def _graph_of(recorder: Recorder, net: nn.Module, value: Value | None, plan: Plan) -> Graph:
