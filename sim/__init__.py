@@ -10,6 +10,10 @@ from typing import Any
 _HOME = {
     "run": "runner",
     "compare": "comparison",
+    "evaluate": "stream",
+    "energy": "energy_models",
+    "algorithmic": "operations",
+    "messages_by_core": "traffic",
     "first_difference": "difference",
 }
 __all__ = list(_HOME)

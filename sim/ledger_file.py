@@ -71,19 +71,23 @@ def _save_hdf5(ledger: Ledger, path: str | os.PathLike[str]) -> None:
     import h5py
 
     with atomic_write(path) as part, h5py.File(part, "w") as file:
-        file.attrs.update({"format": FORMAT, "version": VERSION, "n_samples": ledger.n_samples})
-        plain = {
-            k: v for k, v in ledger.to_dict().items() if k in ("sizes", "inputs", "payload_bits")
-        }
-        file.attrs["plain"] = json.dumps(plain)
-        for kind in ("populations", "projections"):
-            for i, (name, counts) in enumerate(getattr(ledger, kind).items()):
-                _write_group(file, f"{kind}/{i}", name, counts)
-        for i, (name, counts) in enumerate(ledger.neurons.items()):
-            _write_group(file, f"neurons/{i}", name, {"n_spikes": counts})
+        write_into(file, ledger)
 
 
-def _write_group(file: h5py.File, where: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_into(file: h5py.Group, ledger: Ledger) -> None:
+    """Writes the ledger into an open HDF5 file or group."""
+    file.attrs.update({"format": FORMAT, "version": VERSION, "n_samples": ledger.n_samples})
+    kept = ("sizes", "inputs", "payload_bits")
+    plain = {k: v for k, v in ledger.to_dict().items() if k in kept}
+    file.attrs["plain"] = json.dumps(plain)
+    for kind in ("populations", "projections"):
+        for i, (name, counts) in enumerate(getattr(ledger, kind).items()):
+            _write_group(file, f"{kind}/{i}", name, counts)
+    for i, (name, counts) in enumerate(ledger.neurons.items()):
+        _write_group(file, f"neurons/{i}", name, {"n_spikes": counts})
+
+
+def _write_group(file: h5py.Group, where: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
     group = file.create_group(where)
     group.attrs["name"] = name
     for key, values in arrays.items():
@@ -95,18 +99,22 @@ def _load_hdf5(path: str | os.PathLike[str]) -> Ledger:
 
     with h5py.File(path, "r") as file:
         _check(file.attrs, path)
-        plain = json.loads(file.attrs["plain"])
+        return read_from(file)
 
-        def read(kind: str) -> dict[str, dict[str, np.ndarray]]:
-            groups = [file[kind][k] for k in sorted(file.get(kind, {}), key=int)]
-            return {g.attrs["name"]: {k: g[k][()] for k in g} for g in groups}
 
-        neurons = {n: c["n_spikes"] for n, c in read("neurons").items()}
-        return Ledger(
-            read("populations"), read("projections"), plain["sizes"],
-            int(file.attrs["n_samples"]), tuple(plain["inputs"]),
-            {"payload_bits": plain["payload_bits"]}, neurons,
-        )  # fmt: skip
+def read_from(file: h5py.Group) -> Ledger:
+    """The ledger that `write_into` wrote."""
+    plain = json.loads(file.attrs["plain"])
+
+    def read(kind: str) -> dict[str, dict[str, np.ndarray]]:
+        groups = [file[kind][k] for k in sorted(file.get(kind, {}), key=int)]
+        return {g.attrs["name"]: {k: g[k][()] for k in g} for g in groups}
+
+    neurons = {n: c["n_spikes"] for n, c in read("neurons").items()}
+    return Ledger(
+        read("populations"), read("projections"), plain["sizes"], int(file.attrs["n_samples"]),
+        tuple(plain["inputs"]), {"payload_bits": plain["payload_bits"]}, neurons,
+    )  # fmt: skip
 
 
 def to_pandas(ledger: Ledger) -> pandas.DataFrame:

@@ -191,3 +191,14 @@ def _as_map(node: Conv, shape: Shape) -> ConvMap:
         weight=weight, in_shape=(c, h, w), out_shape=(len(weight), rows, cols), stride=stride,
         padding=pad, dilation=dilation, groups=node.groups,
     )  # fmt: skip
+
+
+def count(graph: Graph, x: Any) -> dict[str, float]:
+    """`algorithmic` as figures a sample, by name."""
+    found = algorithmic(graph, x)
+    return {
+        "accumulates": found.n_accumulates / found.n_samples,
+        "graded_accumulates": found.n_graded_accumulates / found.n_samples,
+        "multiplications": found.n_multiplications / found.n_samples,
+        "dense": found.n_dense / found.n_samples,
+    }

@@ -7,7 +7,7 @@ what it leaves out.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from ranvier.train.errors import FormatError, RangeError
 
 
 class Counts(Protocol):
-    """What an energy model reads; a Ledger and an `algorithmic.Operations` both have it."""
+    """What an energy model reads; a Ledger and an `operations.Operations` both have it."""
 
     @property
     def n_samples(self) -> int: ...
@@ -201,4 +201,6 @@ def ann(macs: float) -> Energy:
     )
 
 
-Model = Callable[[Counts], Energy]
+def energy_table(program: object, counts: Counts) -> dict[str, float]:
+    """Nanojoules a sample by every model in MODELS; their boundaries differ, see each."""
+    return {name: energy(counts, name).total_pj / 1000 for name in MODELS}
