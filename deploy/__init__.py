@@ -14,6 +14,8 @@ _HOME = {
     "place": "placement",
     "LOIHI1": "chip",
     "LOIHI2": "chip",
+    "describe": "lava",
+    "read_program": "netx_file",
 }
 __all__ = list(_HOME)
 
