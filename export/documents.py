@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ranvier.export.hdf5_guard import check_heaps
 from ranvier.train.errors import FormatError, UnsupportedError
 from ranvier.train.files import atomic_write
 
@@ -109,6 +110,7 @@ def _read(path: Path, wanted: str, newest: int) -> tuple[Any, Arrays]:
     if not path.is_file():
         raise FormatError("there is no such file")
     size = path.stat().st_size
+    check_heaps(path)
     if not h5py.is_hdf5(path):
         raise FormatError("it is no HDF5 file, or it is cut off")
     with h5py.File(path, "r") as file:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ranvier.export.hdf5_guard import check_heaps
 from ranvier.export.hdf5_reader import Group
 from ranvier.export.netx_weights import applied_weights
 from ranvier.train.errors import FormatError, RangeError, RanvierError, UnsupportedError
@@ -94,6 +95,7 @@ def read_layers(path: str | os.PathLike[str]) -> NetxFile:
             raise FormatError("there is no such file")
         if not h5py.is_hdf5(path):
             raise FormatError("it is no HDF5 file, or it is cut off")
+        check_heaps(Path(path))
         with h5py.File(path, "r") as file:
             return _network(Group(file, Path(path).stat().st_size))
     except RanvierError as error:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from ranvier.export.hdf5_guard import check_heaps, check_lengths
 from ranvier.train.errors import FormatError, RangeError, UnsupportedError
 from ranvier.train.files import atomic_write
 
 MAX_BYTES = (
     2**30
 )  # a whole file, decoded; the largest network of the repository takes a third of it
+MOST_SQUEEZED = 1100  # bytes from one: gzip cannot do better, so that a file claiming more lies
 MAX_TEXT = 2**24  # characters of names, types, edges and metadata in one file
 MAX_OBJECTS = 400_000
 MAX_DEPTH = 24
@@ -51,11 +53,14 @@ def load(path: str | os.PathLike[str]) -> RawNode:
     import h5py
 
     try:
+        check_heaps(Path(path))
         with h5py.File(path, "r") as file:
-            reader = _Reader(name)
+            reader = _Reader(Path(path))
             tree = reader.group(file, 0)
-    except (FormatError, RangeError, UnsupportedError):
+    except (RangeError, UnsupportedError):
         raise
+    except FormatError as error:
+        raise FormatError(f"nir: '{name}': {error}") from error
     except Exception as error:  # h5py raises many kinds for a damaged file; all mean the same here
         raise FormatError(_damaged(name, head, error)) from error
     root = tree.get("node")
@@ -91,8 +96,10 @@ def _damaged(name: str, head: bytes, error: Exception) -> str:
 class _Reader:
     """HDF5 groups as dicts, within limits on bytes, text, objects and depth."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.bytes, self.text, self.objects = name, 0, 0, 0
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.bytes, self.text, self.objects = 0, 0, 0
+        self.limit = min(MAX_BYTES, MOST_SQUEEZED * path.stat().st_size)
 
     def group(self, group: Any, depth: int) -> dict[str, Any]:
         import h5py
@@ -125,10 +132,10 @@ class _Reader:
                 f"nir: '{self.name}': '{item.name}' keeps its data in another file"
             )
         self.bytes += int(item.size) * max(1, item.dtype.itemsize)
-        if self.bytes > MAX_BYTES or item.ndim > 16:
+        if self.bytes > self.limit or item.ndim > 16:
             raise RangeError(
                 f"nir: '{self.name}': '{item.name}' {item.shape} takes the file past "
-                f"{MAX_BYTES:,} bytes"
+                f"{self.limit:,} bytes"
             )
         if h5py.check_string_dtype(item.dtype) is not None:
             return self.strings(item)
@@ -137,8 +144,12 @@ class _Reader:
         return item[()] if item.ndim else item[()].item()
 
     def strings(self, item: Any) -> Any:
+        import h5py
+
         if item.size > MAX_OBJECTS:
             raise RangeError(f"nir: '{self.name}': '{item.name}' has {item.size:,} strings")
+        if h5py.check_string_dtype(item.dtype).length is None:
+            check_lengths(item, self.path)
         value = item.asstr()[()]
         self.text += len(value) if isinstance(value, str) else sum(map(len, value.ravel()))
         if self.text > MAX_TEXT:
