@@ -493,7 +493,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     env["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
-        [sys.executable, script], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, script], env=env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["n_processes"] == 2

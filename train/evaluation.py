@@ -95,7 +95,9 @@ def batch_sums(net: nn.Module, loss: Tensor, output: Tensor, y: Tensor) -> Tenso
     labelled = y != IGNORE
     n = labelled.sum()
     right = ((output.argmax(-1) == y) & labelled).sum()
-    return torch.stack([loss.detach().double() * n, right.double(), n.double()]).cpu()
+    # one transfer, and no float64 on the device, which not every one has
+    mean, right, n = torch.stack([loss.detach().float(), right.float(), n.float()]).cpu().double()
+    return torch.stack([mean * n, right, n])
 
 
 def hook_of(qat: bool | QatHook) -> QatHook:

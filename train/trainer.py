@@ -234,7 +234,9 @@ class Trainer:
     def _row(self) -> dict[str, Any]:
         sums = self.state.sums
         if self.fabric.world_size > 1:
-            sums = self.fabric.all_reduce(sums, reduce_op="sum").cpu()
+            sums = self.fabric.all_reduce(
+                sums.float().to(self.fabric.device), reduce_op="sum"
+            ).cpu()
         loss, right, labels, samples = sums.tolist()
         spent = self._spent()
         row = {
