@@ -39,7 +39,9 @@ def run_app(argv: list[str]) -> int:
     """The exit status of a command line; errors become one line on stderr."""
     debug = "--debug" in argv
     try:
-        status = app([a for a in argv if a != "--debug"], standalone_mode=False, prog_name="ranvier")
+        status = app(
+            [a for a in argv if a != "--debug"], standalone_mode=False, prog_name="ranvier"
+        )
         return status if isinstance(status, int) else 0
     except RanvierError as error:
         if debug:
@@ -101,7 +103,9 @@ def demo(
     begin = time.perf_counter()
 
     def say(text: str) -> None:
-        console.print(f"[{time.perf_counter() - begin:6.1f} s] {text}", highlight=False, markup=False)
+        console.print(
+            f"[{time.perf_counter() - begin:6.1f} s] {text}", highlight=False, markup=False
+        )
 
     rows = run_demo(out, lava_samples=lava_samples, epochs=epochs, seed=seed, say=say)
     write_text(report, (out / "report.html").read_text(encoding="utf-8"))
@@ -139,7 +143,9 @@ def doctor(
 
 
 @app.command()
-def models(pattern: Annotated[str, typer.Argument(help="'*' patterns")] = "*", as_json: Json = False) -> None:
+def models(
+    pattern: Annotated[str, typer.Argument(help="'*' patterns")] = "*", as_json: Json = False
+) -> None:
     """List the networks."""
     from ranvier.train import list_models
 
@@ -163,7 +169,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="a recipe's name, or a TOML file")],
     setting: Annotated[list[str] | None, typer.Option("-s", help="key=value")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue from the last checkpoint")
+    ] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -263,11 +271,15 @@ def run(
 @app.command()
 def compare(
     run: Target,
-    engines: Annotated[str, typer.Option(help="of torch, onnx, reference, dense, events, lava")] = "torch,onnx,dense,lava",
+    engines: Annotated[
+        str, typer.Option(help="of torch, onnx, reference, dense, events, lava")
+    ] = "torch,onnx,dense,lava",
     limit: Limit = None,
     lava_limit: Annotated[int, typer.Option(help="samples run in Lava")] = 5,
     html: Annotated[Path | None, typer.Option(help="write a report")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="fail if the chip loses more points")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="fail if the chip loses more points")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -279,7 +291,10 @@ def compare(
         report.to_html(html)
     print(report.to_json() if as_json else report.table())
     if max_drop is not None and report.drop > max_drop:
-        print(f"ranvier: compare: the chip loses {report.drop:.2f} points; {max_drop} allowed", file=sys.stderr)
+        print(
+            f"ranvier: compare: the chip loses {report.drop:.2f} points; {max_drop} allowed",
+            file=sys.stderr,
+        )
         raise typer.Exit(1)
 
 
@@ -297,8 +312,12 @@ def study_residual(
     from ranvier.sim.study import study_residual as study
 
     found = study(
-        dataset=dataset, joins=tuple(joins.split(",")), seeds=seeds, out=out,
-        processes=processes, data_dir=data_dir,
+        dataset=dataset,
+        joins=tuple(joins.split(",")),
+        seeds=seeds,
+        out=out,
+        processes=processes,
+        data_dir=data_dir,
     )
     print(found.to_json() if as_json else found.table())
 

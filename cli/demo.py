@@ -304,5 +304,3 @@ def failed(rows: list[Row]) -> str | None:
         if r.nir_max_error > NIR_TOLERANCE:
             return f"{r.join}: NIR's logits differ from torch's by {r.nir_max_error:g}"
     return None
-
-

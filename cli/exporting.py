@@ -39,7 +39,11 @@ def export_run(
         from ranvier.export.onnx_file import run_onnx
 
         write_onnx(graph, onnx, steps=graph.steps, static=True)
-        found = float(np.abs(run_onnx(onnx, x.numpy(), output="readout") - wanted).max()) if verify else None
+        found = (
+            float(np.abs(run_onnx(onnx, x.numpy(), output="readout") - wanted).max())
+            if verify
+            else None
+        )
         rows.append(_row(onnx, "ONNX", found))
     if net is not None:
         write_net(load_program(run), net)
@@ -54,7 +58,9 @@ def _error(graph: Any, x: Any, wanted: np.ndarray) -> float:
 def _row(path: Path, kind: str, error: float | None) -> dict[str, Any]:
     shown = "not verified" if error is None else f"{error:.2e}"
     return {
-        "file": str(path), "format": kind, "bytes": path.stat().st_size,
+        "file": str(path),
+        "format": kind,
+        "bytes": path.stat().st_size,
         "largest difference to torch (measured)": shown,
     }
 
@@ -127,10 +133,10 @@ def run_program(
     ledger: Path | None,
 ) -> dict[str, Any]:
     """Runs a program over a data set, batch by batch; a row with accuracy and counts."""
+    program = load_program(path)
     from ranvier.sim.stream import evaluate
     from ranvier.train.files import write_text
 
-    program = load_program(path)
     x, y = arrays(data, split="test", data_dir=data_dir, limit=limit, shape=program.input.shape)
     found = evaluate(program, x, y, engine=engine, batch_size=batch_size)
     if ledger is not None:
@@ -160,7 +166,9 @@ def compare_run(
 
     net, recipe, _ = load_net(run)
     if recipe is None:
-        raise FormatError(f"'{run}' has no recipe.json, so its data set is not known; use `ranvier run`")
+        raise FormatError(
+            f"'{run}' has no recipe.json, so its data set is not known; use `ranvier run`"
+        )
     train, test = recipe_data(recipe, data_dir)
     if (run / "program.h5").exists():
         program = load_program(run)
@@ -179,5 +187,3 @@ def run_bench(suite: str, quick: bool, out: Path | None) -> None:
     else:
         raise RangeError(f"bench: suite '{suite}' is none of sim, train")
     main(quick=quick, out=out)
-
-

@@ -26,7 +26,9 @@ def load_net(run: Path) -> tuple[Any, Any, dict[str, Any]]:
     from ranvier.train.recipe import load_run
 
     if not need(run).is_dir():
-        raise FormatError(f"'{run}' is a file; a run folder, as `ranvier train` writes it, is needed")
+        raise FormatError(
+            f"'{run}' is a file; a run folder, as `ranvier train` writes it, is needed"
+        )
     return load_run(run)
 
 

@@ -53,7 +53,9 @@ def _depths(program: Program) -> dict[str, int]:
                 depth[p.target], changed = least, True
         if not changed:
             return depth
-    loop = next(p for p in program.projections.values() if p.lag and depth[p.source] >= depth[p.target])
+    loop = next(
+        p for p in program.projections.values() if p.lag and depth[p.source] >= depth[p.target]
+    )
     raise UnsupportedError(
         f"align: '{loop.name}' closes a cycle with more synapses than algorithmic steps; on the chip "
         "every synapse takes a step, so the spikes would come too late. Add delay to the recurrence"
@@ -64,8 +66,14 @@ def _relay(source: Population, name: str, depth: int) -> Population:
     """A population that sends what `source` sent, unchanged."""
     cell = Cell(kind="relay") if source.graded else Cell(du=4095, dv=4096, vth=0)
     return Population(
-        name=name, shape=source.shape, cell=cell, lo=source.lo, hi=source.hi, depth=depth,
-        scale=source.scale if source.graded else np.ones(()), origin=source.origin,
+        name=name,
+        shape=source.shape,
+        cell=cell,
+        lo=source.lo,
+        hi=source.hi,
+        depth=depth,
+        scale=source.scale if source.graded else np.ones(()),
+        origin=source.origin,
     )
 
 

@@ -83,7 +83,13 @@ class Cell:
     shift: int = 0
 
     def __post_init__(self) -> None:
-        limits = {"du": (-1, 4095), "dv": (0, 4096), "vth": (0, VTH_MAX), "bias_exp": (0, 7), "shift": (0, 15)}
+        limits = {
+            "du": (-1, 4095),
+            "dv": (0, 4096),
+            "vth": (0, VTH_MAX),
+            "bias_exp": (0, 7),
+            "shift": (0, 15),
+        }
         for name, (lo, hi) in {**limits, "bias_mant": (-BIAS_MANT_MAX, BIAS_MANT_MAX)}.items():
             value = np.asarray(getattr(self, name))
             if value.dtype.kind != "i":

@@ -38,7 +38,13 @@ from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Sca
 from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
 
 Joins: TypeAlias = Literal["auto", "linear", "graded", "unrolled", "relay"]
-JOINS = {"auto": "auto", "linear": "linear", "unrolled": "linear", "graded": "graded", "relay": "graded"}
+JOINS = {
+    "auto": "auto",
+    "linear": "linear",
+    "unrolled": "linear",
+    "graded": "graded",
+    "relay": "graded",
+}
 CALIBRATION_SAMPLES = 128
 ONE_TO_ONE_PAYLOAD = 2**15  # of relays that only pass values on, into sums below 2**17
 WEIGHTED_PAYLOAD = 2**10  # of relays whose value is multiplied by the weights of a convolution
@@ -84,7 +90,9 @@ def compile(
     choices = [wanted] if wanted != "auto" else ["linear", "graded"] if chip.graded else ["linear"]
     options = _Options(chip, weight_bits, input_bits, search, bias_correction)
     lowered = {c: graph.lower(c) for c in choices}
-    if len(lowered) == 2 and len(lowered["linear"].populations) == len(lowered["graded"].populations):
+    if len(lowered) == 2 and len(lowered["linear"].populations) == len(
+        lowered["graded"].populations
+    ):
         del lowered["graded"]  # no join asks for relays
     programs = {c: _Compiler(g, x, options, c).program() for c, g in lowered.items()}
     if len(programs) == 1:
@@ -128,7 +136,9 @@ class _Compiler:
         """Whether the readout piles up in a membrane, for a chip that cannot send values."""
         (output,) = self.graph.outputs
         node = self.graph[output.inputs[0]]
-        if self.options.chip.graded or not (isinstance(node, Neuron) and isinstance(node.model, Relay)):
+        if self.options.chip.graded or not (
+            isinstance(node, Neuron) and isinstance(node.model, Relay)
+        ):
             return False
         if output.reduce not in ("mean", "sum") or self.graph.steps is None:
             raise UnsupportedError(
@@ -225,8 +235,12 @@ class _Compiler:
             )
         scale = self._levels(lo, hi, levels, whole_numbers)
         return Population(
-            name=node.name, shape=node.shape, scale=np.array(scale), origin=node.name,
-            lo=int(np.floor(lo * scale)), hi=int(np.ceil(hi * scale)),
+            name=node.name,
+            shape=node.shape,
+            scale=np.array(scale),
+            origin=node.name,
+            lo=int(np.floor(lo * scale)),
+            hi=int(np.ceil(hi * scale)),
         )
 
     def _levels(self, lo: float, hi: float, levels: int, whole_numbers: bool) -> float:
@@ -266,8 +280,13 @@ class _Compiler:
                 weight = weight * _rows(gain, weight)
             found.append(
                 Incoming(
-                    linear.name, source, lag, linear, _per_unit(weight, source),
-                    self.graph.shapes[node.name], _in_units(self.moments[name], source),
+                    linear.name,
+                    source,
+                    lag,
+                    linear,
+                    _per_unit(weight, source),
+                    self.graph.shapes[node.name],
+                    _in_units(self.moments[name], source),
                 )
             )
         return found
@@ -314,17 +333,30 @@ class _Compiler:
                 if self.integrates:
                     cell, relay = Cell(vth=VTH_MAX), False  # it is proved that this never fires
             elif np.any(bias):
-                raise UnsupportedError(f"compile: relay '{node.name}' has a bias, which it cannot hold")
+                raise UnsupportedError(
+                    f"compile: relay '{node.name}' has a bias, which it cannot hold"
+                )
         else:
             cell = neuron_cell(node, scaled.q, bias)
         for i, w, e in zip(incoming, scaled.weights, scaled.exponents, strict=True):
             self.projections[i.name] = Projection(
-                name=i.name, source=i.source.name, target=node.name, map=int_map(i, w),
-                exponent=e, lag=i.lag, bits=self.options.weight_bits, origin=i.name,
+                name=i.name,
+                source=i.source.name,
+                target=node.name,
+                map=int_map(i, w),
+                exponent=e,
+                lag=i.lag,
+                bits=self.options.weight_bits,
+                origin=i.name,
             )
         lo, hi = (0, 1) if not relay else self._payload(node.name, cell.shift)
         self.populations[node.name] = Population(
-            name=node.name, shape=shape, cell=cell, scale=np.array(scaled.q), lo=lo, hi=hi,
+            name=node.name,
+            shape=shape,
+            cell=cell,
+            scale=np.array(scaled.q),
+            lo=lo,
+            hi=hi,
             origin=node.name,
         )
 
@@ -380,14 +412,22 @@ class _Compiler:
         one = np.ones(())
         if isinstance(node.model, Relay) and self.integrates:
             steps = (self.graph.steps or 1) if output.reduce == "mean" else 1
-            offset = np.asarray(self.offset, np.float64) * (1 if steps > 1 else self.graph.steps or 1)
+            offset = np.asarray(self.offset, np.float64) * (
+                1 if steps > 1 else self.graph.steps or 1
+            )
             return Readout(
-                population=name, kind="membrane", reduce="last", scale=one / (64 * q * steps),
+                population=name,
+                kind="membrane",
+                reduce="last",
+                scale=one / (64 * q * steps),
                 offset=offset,
             )
         if isinstance(node.model, Relay):
             return Readout(
-                population=name, kind="current", reduce=output.reduce, scale=one / q,
+                population=name,
+                kind="current",
+                reduce=output.reduce,
+                scale=one / q,
                 offset=np.asarray(self.offset, np.float64),
             )
         if isinstance(node.model, (LI, CubaLI)) or output.observe == "v":
@@ -395,7 +435,9 @@ class _Compiler:
                 population=name, kind="membrane", reduce=output.reduce, scale=one / (64 * q)
             )
         if output.observe == "u":
-            raise UnsupportedError(f"compile: output '{output.name}' observes a current; only v is read")
+            raise UnsupportedError(
+                f"compile: output '{output.name}' observes a current; only v is read"
+            )
         return Readout(population=name, kind="spikes", reduce=output.reduce)
 
 

@@ -112,7 +112,9 @@ class Placement:
             f"({self.method}; modelled)"
         )
         for name, use in self.utilization.items():
-            lines.append(f"{name}: {use['max']:.0%} of the fullest core, {use['mean']:.0%} on average")
+            lines.append(
+                f"{name}: {use['max']:.0%} of the fullest core, {use['mean']:.0%} on average"
+            )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +175,12 @@ def place(
     if solver not in ("auto", "greedy", "highspy"):
         raise RangeError(f"place: solver '{solver}' is none of auto, greedy, highspy")
     check_chip(program, chip)
-    parts = [(s, need(program, s, chip)) for p in program if not p.is_input for s in split(program, p, chip)]
+    parts = [
+        (s, need(program, s, chip))
+        for p in program
+        if not p.is_input
+        for s in split(program, p, chip)
+    ]
     cores = first_fit([n for _, n in parts], chip)
     method = "greedy"
     if solver != "greedy" and len(parts) <= SOLVER_SLICES:
@@ -211,7 +218,8 @@ def split(program: Program, population: Population, chip: Chip) -> list[Slice]:
     """The population in the fewest equal boxes of which each fits one core."""
     channels, height, _ = image(population.shape)
     tries = sorted(
-        ((c, r) for c in _counts(channels) for r in _counts(height)), key=lambda t: (t[0] * t[1], t[1])
+        ((c, r) for c in _counts(channels) for r in _counts(height)),
+        key=lambda t: (t[0] * t[1], t[1]),
     )
     worst = None
     for n_channels, n_rows in tries:

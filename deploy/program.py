@@ -295,14 +295,18 @@ def check(program: Program) -> None:
     if len(inputs) != 1:
         raise FormatError(f"program: it has {len(inputs)} inputs; exactly one is supported")
     if program.readout.population not in program.populations:
-        raise FormatError(f"program: readout of '{program.readout.population}', which is no population")
+        raise FormatError(
+            f"program: readout of '{program.readout.population}', which is no population"
+        )
     place = {name: i for i, name in enumerate(program.populations)}
     for name, projection in program.projections.items():
         if name != projection.name:
             raise FormatError(f"program: projection '{projection.name}' stands under '{name}'")
         for end in (projection.source, projection.target):
             if end not in place:
-                raise FormatError(f"program: projection '{name}' names '{end}', which is no population")
+                raise FormatError(
+                    f"program: projection '{name}' names '{end}', which is no population"
+                )
         if projection.lag < 1 and place[projection.source] >= place[projection.target]:
             raise FormatError(
                 f"program: projection '{name}' goes back from '{projection.source}' to "
@@ -323,7 +327,9 @@ def _check_projection(program: Program, p: Projection) -> None:
     if weight.dtype.kind != "i":
         raise RangeError(f"program: weights of '{p.name}' are {weight.dtype}, not whole numbers")
     if weight.size and (weight.min() < -256 or weight.max() > 255):
-        raise RangeError(f"program: weights of '{p.name}' reach {weight.min()}..{weight.max()}; -256..255")
+        raise RangeError(
+            f"program: weights of '{p.name}' reach {weight.min()}..{weight.max()}; -256..255"
+        )
     if not 0 <= p.exponent <= 15 or not 0 <= p.delay or not 0 <= p.lag or not 1 <= p.bits <= 8:
         raise RangeError(
             f"program: projection '{p.name}' has exponent {p.exponent}, delay {p.delay}, lag {p.lag}, "

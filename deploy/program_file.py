@@ -7,7 +7,14 @@ from typing import Any
 
 from ranvier.deploy.cells import Cell
 from ranvier.deploy.program import MAPS, VERSION, Population, Program, Projection, Readout
-from ranvier.export.documents import Arrays, fields_in, load_document, object_in, plain, save_document
+from ranvier.export.documents import (
+    Arrays,
+    fields_in,
+    load_document,
+    object_in,
+    plain,
+    save_document,
+)
 from ranvier.train.errors import FormatError
 
 FORMAT = "ranvier-program"

@@ -165,7 +165,9 @@ def _layer_grid(
     shown = folded.reshape(len(own), own.shape[1], -1)[..., : rows.shape[2]]
     share = (rows * shown).sum((1, 2)) / np.maximum((rows**2).sum((1, 2)), 1e-30)
     share = np.where(np.abs(share) < 1e-12, 1.0, share)
-    units = float(np.max(target.scale)) / (2**projection.exponent * float(np.max(source.message_scale)))
+    units = float(np.max(target.scale)) / (
+        2**projection.exponent * float(np.max(source.message_scale))
+    )
     low, high, step = grid(folded, bits)
     factor = (share * units).reshape(-1, *[1] * (own.ndim - 1))
     return LayerGrid(factor, low, high, step)

@@ -133,7 +133,11 @@ def choose_scale(
     fine = (256 - 2 ** (9 - bits)) / min(tops)  # here the weakest projection fills its range
     start = min(q_max, fine)
     scales = start * OCTAVE if search else np.array([start])
-    candidates = [_at(incoming, float(q), bits, theta, c) for q in scales for c in (CLIPS if search else (1.0,))]
+    candidates = [
+        _at(incoming, float(q), bits, theta, c)
+        for q in scales
+        for c in (CLIPS if search else (1.0,))
+    ]
     candidates += [_at(incoming, q, bits, theta, 1.0) for q in _exact(incoming, start)]
     return min(candidates, key=lambda s: s.error)
 
@@ -212,7 +216,9 @@ def voltage_decay(beta: Any, where: str) -> Any:
     """dv in 0..4096 for a float decay. Raises RangeError outside 0..1."""
     b = np.asarray(beta, np.float64)
     if b.min() < 0 or b.max() > 1:
-        raise RangeError(f"compile: '{where}' has beta {b.min():g}..{b.max():g}; the chip holds 0..1")
+        raise RangeError(
+            f"compile: '{where}' has beta {b.min():g}..{b.max():g}; the chip holds 0..1"
+        )
     return whole(4096 - 4096 * b)
 
 
@@ -220,7 +226,9 @@ def current_decay(alpha: Any, where: str) -> Any:
     """du in -1..4095 for a float decay."""
     a = np.asarray(alpha, np.float64)
     if a.min() < 0 or a.max() > 1:
-        raise RangeError(f"compile: '{where}' has alpha {a.min():g}..{a.max():g}; the chip holds 0..1")
+        raise RangeError(
+            f"compile: '{where}' has alpha {a.min():g}..{a.max():g}; the chip holds 0..1"
+        )
     return whole(4095 - 4096 * a)
 
 

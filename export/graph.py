@@ -89,7 +89,9 @@ class Graph:
                         "a cycle must go through a Delay of at least one step"
                     )
             if isinstance(node, Delay) and node.steps < 1:
-                raise FormatError(f"graph: Delay '{name}' has {node.steps} steps; at least 1 is needed")
+                raise FormatError(
+                    f"graph: Delay '{name}' has {node.steps} steps; at least 1 is needed"
+                )
             seen.add(name)
 
     @cached_property
@@ -132,7 +134,8 @@ class Graph:
         """Whether a Delay takes a node that stands after it."""
         place = {name: i for i, name in enumerate(self.nodes)}
         return any(
-            isinstance(n, Delay) and place[n.inputs[0]] >= place[n.name] for n in self.nodes.values()
+            isinstance(n, Delay) and place[n.inputs[0]] >= place[n.name]
+            for n in self.nodes.values()
         )
 
     def __iter__(self) -> Iterator[Node]:
@@ -191,7 +194,9 @@ class Graph:
         ]
         heads = ("name", "node", "what", "shape", "from")
         widths = [max(len(r[i]) for r in [heads, *rows]) for i in range(5)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in [heads, *rows]]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in [heads, *rows]
+        ]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -258,7 +263,9 @@ def same_value(a: Any, b: Any) -> bool:
     from ranvier.export.neurons import NeuronModel
 
     if isinstance(a, NeuronModel) or isinstance(b, NeuronModel):
-        return type(a) is type(b) and all(same_value(v, b.params()[k]) for k, v in a.params().items())
+        return type(a) is type(b) and all(
+            same_value(v, b.params()[k]) for k, v in a.params().items()
+        )
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         if a is None or b is None:
             return False

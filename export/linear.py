@@ -31,7 +31,11 @@ class ConvLin:
     @property
     def out_shape(self) -> Shape:
         axes = zip(
-            self.in_shape[1:], self.weight.shape[2:], self.stride, self.padding, self.dilation,
+            self.in_shape[1:],
+            self.weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
             strict=True,
         )
         return (self.weight.shape[0], *(window(*a) for a in axes))

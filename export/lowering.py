@@ -235,7 +235,9 @@ class _Lowering:
 
     def concatenate(self, node: Join, into: list[Value], shape: Shape) -> Value:
         if node.axis != 0:
-            raise UnsupportedError(f"lowering: '{node.name}' concatenates along axis {node.axis}; only 0")
+            raise UnsupportedError(
+                f"lowering: '{node.name}' concatenates along axis {node.axis}; only 0"
+            )
         terms: list[Term] = []
         const = np.zeros(shape)
         start = 0
@@ -263,7 +265,12 @@ class _Lowering:
         if into.const is not None and np.any(into.const):
             into = self.with_bias_neuron(node, into)
         terms = [
-            Term(t.source, t.lag + lag, compose(_times(w, t.map.out_shape), t.map, node.name), t.origin)
+            Term(
+                t.source,
+                t.lag + lag,
+                compose(_times(w, t.map.out_shape), t.map, node.name),
+                t.origin,
+            )
             for lag, w in enumerate(model.taps[::-1])
             for t in into.terms
         ]
@@ -296,7 +303,9 @@ class _Lowering:
         source = self.graph[node.inputs[0]]
         is_population = source.name in self.nodes and isinstance(self.nodes[source.name], Neuron)
         if node.observe != "out" and not isinstance(source, Neuron):
-            raise UnsupportedError(f"lowering: output '{node.name}' observes a state of '{source.name}'")
+            raise UnsupportedError(
+                f"lowering: output '{node.name}' observes a state of '{source.name}'"
+            )
         name = source.name
         if not is_population:
             name = f"{node.name}/readout"
@@ -333,7 +342,11 @@ class _Lowering:
         made: Shape
         if isinstance(linear, ConvLin) and len(source_shape) in (2, 3):
             node: Node = conv_node(name, source, linear, len(source_shape), meta)
-            made = linear.out_shape if len(source_shape) == 3 else (linear.out_shape[0], linear.out_shape[2])
+            made = (
+                linear.out_shape
+                if len(source_shape) == 3
+                else (linear.out_shape[0], linear.out_shape[2])
+            )
         elif isinstance(linear, DiagLin) and linear.shape == source_shape:
             node = Scale(name=name, inputs=(source,), scale=_narrow(linear.scale), meta=meta)
             made = linear.shape
@@ -343,7 +356,11 @@ class _Lowering:
             made = shape
             laid_out = shape if len(shape) > 1 else None
             node = Dense(
-                name=name, inputs=(flat,), weight=_narrow(matrix.weight), meta=meta, out_shape=laid_out
+                name=name,
+                inputs=(flat,),
+                weight=_narrow(matrix.weight),
+                meta=meta,
+                out_shape=laid_out,
             )
         self.nodes[name] = node
         return name if made == shape else self.reshaped(name, made, shape)
@@ -405,12 +422,24 @@ def conv_node(name: str, source: str, c: ConvLin, axes: int, meta: dict[str, obj
     weight = _narrow(c.weight)
     if axes == 3:
         return Conv(
-            name=name, inputs=(source,), weight=weight, stride=c.stride, padding=c.padding,
-            dilation=c.dilation, groups=c.groups, meta=meta,
+            name=name,
+            inputs=(source,),
+            weight=weight,
+            stride=c.stride,
+            padding=c.padding,
+            dilation=c.dilation,
+            groups=c.groups,
+            meta=meta,
         )
     return Conv(
-        name=name, inputs=(source,), weight=weight[:, :, 0], stride=c.stride[1:],
-        padding=c.padding[1:], dilation=c.dilation[1:], groups=c.groups, meta=meta,
+        name=name,
+        inputs=(source,),
+        weight=weight[:, :, 0],
+        stride=c.stride[1:],
+        padding=c.padding[1:],
+        dilation=c.dilation[1:],
+        groups=c.groups,
+        meta=meta,
     )
 
 

@@ -123,7 +123,9 @@ class Membrane(NeuronModel):
         late = to_float(self.fires(v), v) if self.timing != "immediate" else 0.0
         if self.reset == "zero" and self.timing == "delayed":
             v = choose(self.fires(v), v_reset, v, v)
-        gained = current if isinstance(self.r, float) and self.r == 1.0 else like(self.r, v) * current
+        gained = (
+            current if isinstance(self.r, float) and self.r == 1.0 else like(self.r, v) * current
+        )
         h = self.leaked(v) + gained
         if self.reset == "subtract" and self.timing != "immediate":
             h = h - late * threshold

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.residual_graphs import JOINS, images, residual_graph
 
 from ranvier.deploy import LOIHI1, LOIHI2, Program, compile
 from ranvier.deploy.align import align
@@ -21,7 +22,6 @@ from ranvier.export.nodes import Dense, Input, Neuron, Output
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
 from ranvier.train.errors import FormatError, RangeError, ShapeError, UnsupportedError
-from tests.residual_graphs import JOINS, images, residual_graph
 
 
 def streamed_equal(program: Program, x: np.ndarray) -> None:
@@ -192,7 +192,11 @@ def test_auto_takes_the_cheaper_mapping() -> None:
         ({"weight_bits": 9}, RangeError, "weight_bits 9"),
         ({"joins": "best"}, RangeError, "joins 'best' is none of"),
         ({"calibration": None}, RangeError, "give calibration data"),
-        ({"calibration": np.zeros((2, 1, 5, 5), "f")}, ShapeError, r"it takes \[time, batch, 1, 6, 6\]"),
+        (
+            {"calibration": np.zeros((2, 1, 5, 5), "f")},
+            ShapeError,
+            r"it takes \[time, batch, 1, 6, 6\]",
+        ),
         ({"calibration": np.full((2, 1, 6, 6), np.nan, "f")}, RangeError, "not finite"),
         ({"chip": LOIHI1, "joins": "graded"}, UnsupportedError, "no graded spikes"),
     ],
@@ -208,7 +212,13 @@ def spiking(name: str, n: int = 3) -> Population:
 
 def one(source: str, target: str, n: int = 3, **fields: int) -> Projection:
     name = f"{source}>{target}" + (f"@{fields['lag']}" if "lag" in fields else "")
-    return Projection(name=name, source=source, target=target, map=OneToOne(weight=np.full((), 60), shape=(n,)), **fields)
+    return Projection(
+        name=name,
+        source=source,
+        target=target,
+        map=OneToOne(weight=np.full((), 60), shape=(n,)),
+        **fields,
+    )
 
 
 def chain(length: int, *extra: Projection) -> Program:
@@ -230,11 +240,15 @@ def test_depth_is_the_longest_path_and_latency_the_outputs_depth() -> None:
 
 def test_delays_beyond_the_chips_go_through_relays() -> None:
     program = align(chain(9, one("p0", "p8")), max_delay=2)
-    assert len(program.populations) == 11 and max(p.delay for p in program.projections.values()) <= 2
+    assert (
+        len(program.populations) == 11 and max(p.delay for p in program.projections.values()) <= 2
+    )
     x = (np.random.default_rng(0).random((6, 2, 3)) < 0.5).astype(np.float32)
     streamed_equal(program, x)
     plain = run(align(chain(9, one("p0", "p8"))), x, engine="reference")
-    np.testing.assert_array_equal(plain.output_spikes, run(program, x, engine="reference").output_spikes)
+    np.testing.assert_array_equal(
+        plain.output_spikes, run(program, x, engine="reference").output_spikes
+    )
 
 
 def test_recurrence_of_one_population_fits_and_of_two_in_one_step_does_not() -> None:
@@ -266,7 +280,9 @@ def test_programs_survive_their_file(tmp_path) -> None:
     first = next(iter(program.projections))
     weight = program.projections[first].map.weight.copy()
     weight.flat[0] += 2
-    changed = replace(program.projections[first], map=replace(program.projections[first].map, weight=weight))
+    changed = replace(
+        program.projections[first], map=replace(program.projections[first].map, weight=weight)
+    )
     other = program.with_parts(projections={**program.projections, first: changed})
     assert other.digest() != program.digest()
     data = bytearray((tmp_path / "p.h5").read_bytes())

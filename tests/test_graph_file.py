@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranvier.export.graph import Graph
 from ranvier.export.documents import content_digest
+from ranvier.export.graph import Graph
 from ranvier.export.neurons import IF, LI, LIF, MODELS, CubaLI, CubaLIF, SlidingWindow, Threshold
 from ranvier.export.nodes import (
     NODES,

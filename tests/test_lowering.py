@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.residual_graphs import JOINS, images, residual_graph
 
 from ranvier.export.graph import Graph
 from ranvier.export.linear import ConvLin, DenseLin, DiagLin, compose
@@ -26,7 +27,6 @@ from ranvier.export.nodes import (
     Upsample,
 )
 from ranvier.train.errors import UnsupportedError
-from tests.residual_graphs import JOINS, images, residual_graph
 
 
 def same(graph: Graph, x: np.ndarray, joins: str = "linear") -> Graph:
@@ -94,14 +94,23 @@ def test_composed_maps_equal_the_two(
     seed: int, k_a: int, k_b: int, s_a: int, s_b: int, p_a: int, p_b: int, d_b: int, groups: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    a = ConvLin(rng.normal(size=(4, 4 // groups, k_a, k_a)), (4, 9, 9), (s_a, s_a), (p_a, p_a), (1, 1), groups)
+    a = ConvLin(
+        rng.normal(size=(4, 4 // groups, k_a, k_a)),
+        (4, 9, 9),
+        (s_a, s_a),
+        (p_a, p_a),
+        (1, 1),
+        groups,
+    )
     middle = a.out_shape
     if min(middle[1:]) + 2 * p_b < d_b * (k_b - 1) + 1:
         return
     b = ConvLin(rng.normal(size=(3, 4, k_b, k_b)), middle, (s_b, s_b), (p_b, p_b), (d_b, d_b))
     x = rng.normal(size=(2, 4, 9, 9))
     both = compose(b, a, "test")
-    np.testing.assert_allclose(both.apply(x).reshape(2, -1), b.apply(a.apply(x)).reshape(2, -1), atol=1e-9)
+    np.testing.assert_allclose(
+        both.apply(x).reshape(2, -1), b.apply(a.apply(x)).reshape(2, -1), atol=1e-9
+    )
 
 
 def test_composition_with_padding_behind_a_kernel_is_a_matrix_not_a_wrong_convolution() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.residual_graphs import images, residual_graph
 
 from ranvier.deploy import LOIHI1, LOIHI2, compile, place
 from ranvier.deploy.cells import Cell
@@ -14,7 +15,6 @@ from ranvier.deploy.placement import Placement, first_fit
 from ranvier.deploy.program import ConvMap, DenseMap, Population, Program, Projection, Readout
 from ranvier.deploy.resources import Need, axon_bits, cut, need
 from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
-from tests.residual_graphs import images, residual_graph
 
 
 def conv_program(channels: int, side: int, c_in: int = 8) -> Program:
@@ -73,7 +73,9 @@ def test_counts_of_a_slice_equal_the_synapses_counted_one_by_one() -> None:
 
 def test_what_cannot_fit_says_what_and_by_how_much() -> None:
     tiny = replace(LOIHI2, synapse_bits=Limit(400, "a test"))
-    with pytest.raises(CapacityError, match=r"'o' \(16, 8, 8\) needs .* synapse bits on one core; loihi2 has 400"):
+    with pytest.raises(
+        CapacityError, match=r"'o' \(16, 8, 8\) needs .* synapse bits on one core; loihi2 has 400"
+    ):
         place(conv_program(16, 8), tiny)
     with pytest.raises(CapacityError, match="chips; 1 are allowed"):
         place(conv_program(64, 64), LOIHI1, max_chips=1)

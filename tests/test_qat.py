@@ -32,7 +32,9 @@ def test_rounded_weights_are_the_programs(join: str) -> None:
             weight = dict(net.named_modules())[name].weight.detach().double().numpy()
             whole = np.rint(weight * layer.factor)
             wanted = program.projections[name].map.weight.astype(float)
-            wanted = wanted.reshape(*whole.shape[:2], -1)[..., : whole[0, 0].size].reshape(whole.shape)
+            wanted = wanted.reshape(*whole.shape[:2], -1)[..., : whole[0, 0].size].reshape(
+                whole.shape
+            )
             same, total = same + int((whole == wanted).sum()), total + whole.size
     assert len(grid.layers) == 8 and same / total > 0.995  # float32 folding may move a rounding
 
