@@ -81,6 +81,11 @@ def compile(
         raise RangeError(
             f"compile: weight_bits {weight_bits} (1..8) or input_bits {input_bits} (1..16) is out of range"
         )
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise UnsupportedError(
+            f"compile: the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; exactly "
+            "one of each is mapped. Concatenate the inputs into one"
+        )
     x = None if calibration is None else _sample(graph, calibration)
     wanted = JOINS[joins]
     if wanted == "graded" and not chip.graded:
