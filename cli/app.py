@@ -322,6 +322,31 @@ def study_residual(
     print(found.to_json() if as_json else found.table())
 
 
+@study_app.command("bits")
+def study_bits(
+    dataset: str = "mnist",
+    only: Annotated[str, typer.Option(help="pattern of <model>-<join>")] = "*",
+    lava_samples: Annotated[int, typer.Option(help="samples run in Lava, each network")] = 20,
+    limit: Limit = None,
+    out: Path = Path("runs/bits"),
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Chip accuracy of the stored networks at 8 and 4 weight bits, and after training for 4."""
+    from ranvier.sim.study_bits import study_bits as study
+
+    rows = study(
+        dataset,
+        data_dir=data_dir,
+        only=only,
+        lava_samples=lava_samples,
+        limit=limit,
+        out=out,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    show(rows, as_json, "float: measured (torch). ptq, qat, lava: simulated. cores: modelled.")
+
+
 @app.command()
 def bench(
     suite: Annotated[str, typer.Option(help="sim or train")] = "sim",

@@ -174,6 +174,7 @@ def _deploy(
     from ranvier.export.domains import binary_only
     from ranvier.export.onnx_file import run_onnx
     from ranvier.sim import run
+    from ranvier.sim.study_bits import lava_mismatches
 
     torch.set_num_threads(1)
     x, y = test.x.float(), np.asarray(test.y)
@@ -223,16 +224,6 @@ def _deploy(
         lava_s=lava_s,
     )
     return row, _sections(join, graph, program, result)
-
-
-def lava_mismatches(program: Any, x: np.ndarray) -> int:
-    """Messages in which Lava and the reference engine differ, over every population and step."""
-    from ranvier.sim import run
-
-    ours = run(program, x, engine="reference", record=("spikes",))
-    lava = run(program, x, engine="lava", record=("spikes",))
-    names = list(program.populations)
-    return sum(int((ours.trace[n].spikes != lava.trace[n].spikes).sum()) for n in names)
 
 
 def _accuracy(output: np.ndarray, y: np.ndarray) -> float:

@@ -1,0 +1,162 @@
+"""`ranvier study bits`: what a network's accuracy on the chip costs in weight bits.
+
+For each stored network: float accuracy (torch, measured), accuracy of its integer Program at several weight
+widths after training (PTQ) and at one after quantization-aware training (QAT), on the whole test split
+(simulated by an engine that equals Lava), and the messages in which Lava itself differs on some samples.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ranvier.deploy.program import Program
+from ranvier.train.errors import RangeError
+from ranvier.train.files import write_text
+
+CALIBRATION = 256
+
+
+def stored(tag: str) -> list[tuple[str, str]]:
+    """(model, join) of the networks stored under a tag, sorted."""
+    from ranvier.train.models import WEIGHTS
+
+    found = sorted(p.stem for p in Path(WEIGHTS).glob(f"*-{tag}.safetensors"))
+    pairs = []
+    for stem in found:
+        model = json.loads((Path(WEIGHTS) / f"{stem}.json").read_text())["model"]
+        pairs.append((model["name"], model["join"]))
+    return pairs
+
+
+def study_bits(
+    dataset: str = "mnist",
+    *,
+    data_dir: Path | None = None,
+    ptq: Sequence[int] = (8, 4),
+    qat: int | None = 4,
+    qat_samples: int = 12_800,
+    lava_samples: int = 20,
+    limit: int | None = None,
+    out: Path = Path("runs/bits"),
+    only: str = "*",
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """One row a network stored for `dataset`; rows that `out` already holds are not computed again.
+
+    ptq          weight bits, after training
+    qat          weight bits of the quantization-aware fine-tuning (one pass over `qat_samples`)
+    lava_samples test samples that also run as Lava processes, at 8 bits
+    limit        test samples at most
+    only         pattern of "<model>-<join>"
+    Raises RangeError where no network is stored for the data set.
+    """
+    from fnmatch import fnmatch
+
+    names = [(m, j) for m, j in stored(dataset) if fnmatch(f"{m}-{j}", only)]
+    if not names:
+        raise RangeError(
+            f"study bits: no network is stored for '{dataset}' that matches '{only}'; train one with "
+            "`ranvier train` and store it with ranvier.train.pretrained.publish"
+        )
+    rows = []
+    for model, join in names:
+        path = out / f"{model}-{join}-{dataset}.json"
+        if path.exists():
+            rows.append(json.loads(path.read_text()))
+            continue
+        say(f"{model} {join}")
+        row = _row(model, join, dataset, data_dir, ptq, qat, qat_samples, lava_samples, limit)
+        write_text(path, json.dumps(row, indent=1))
+        rows.append(row)
+    return rows
+
+
+def _row(
+    model: str,
+    join: str,
+    dataset: str,
+    data_dir: Path | None,
+    ptq: Sequence[int],
+    qat: int | None,
+    qat_samples: int,
+    lava_samples: int,
+    limit: int | None,
+) -> dict[str, Any]:
+    from ranvier.deploy import compile, place
+    from ranvier.export import trace
+    from ranvier.train import create_model, load_dataset
+
+    begin = time.perf_counter()
+    net = create_model(model, join=join, pretrained=dataset)
+    net.eval()
+    train = load_dataset(dataset, data_dir, "train", size=_side(net))
+    test = load_dataset(dataset, data_dir, "test", size=_side(net), limit=limit)
+    x = train.x[:CALIBRATION].float().numpy()
+    graph = trace(net, train.x[:4].float())
+    programs = {bits: compile(graph, calibration=x, weight_bits=bits) for bits in {8, *ptq}}
+    row: dict[str, Any] = {"model": model, "join": join, "n_test": len(test)}
+    row["float %"] = 100 * _float_accuracy(net, test)
+    for bits in ptq:
+        row[f"ptq-{bits} %"] = 100 * _chip_accuracy(programs[bits], test)
+    if qat is not None:
+        row[f"qat-{qat} %"] = 100 * _qat_accuracy(net, train, test, x, qat, qat_samples)
+    row["lava samples"] = lava_samples
+    row["lava mismatches"] = lava_mismatches(programs[8], test.x[:lava_samples].float().numpy())
+    row["cores"] = place(programs[8]).n_cores
+    row["joins"] = programs[8].meta["joins"]
+    row["digest"] = programs[8].digest()[:12]
+    row["seconds"] = round(time.perf_counter() - begin, 1)
+    return row
+
+
+def _side(net: Any) -> int:
+    return int(net.input_shape[-1])
+
+
+def _float_accuracy(net: Any, test: Any) -> float:
+    from ranvier.train import evaluate
+
+    return float(evaluate(net, test)["accuracy"])
+
+
+def _chip_accuracy(program: Program, test: Any) -> float:
+    from ranvier.sim.stream import evaluate
+
+    return float(evaluate(program, test.x.float().numpy(), np.asarray(test.y)).accuracy)
+
+
+def _qat_accuracy(net: Any, train: Any, test: Any, x: np.ndarray, bits: int, n: int) -> float:
+    """Accuracy after fine-tuning a copy with the chip's rounding, then compiling it."""
+    from copy import deepcopy
+
+    from ranvier.deploy import compile
+    from ranvier.deploy.qat import FakeQuant
+    from ranvier.export import trace
+    from ranvier.train import fit
+
+    tuned = deepcopy(net)
+    part = train.subset(slice(0, n))
+    hook = FakeQuant(bits, calibration=x[:64])
+    fit(tuned, part, epochs=1, batch_size=64, lr=5e-4, progress=False, qat=hook, logit_scale=8.0)
+    tuned.eval()
+    program = compile(trace(tuned, train.x[:4].float()), calibration=x, weight_bits=bits)
+    return _chip_accuracy(program, test)
+
+
+def lava_mismatches(program: Program, x: np.ndarray) -> int | None:
+    """Messages in which Lava and the reference differ, over all populations and steps; None: no Lava."""
+    from ranvier.deploy.lava_compat import available
+    from ranvier.sim.runner import run
+
+    if available() or not len(x):
+        return None
+    ours = run(program, x, engine="reference", record=("spikes",))
+    lava = run(program, x, engine="lava", record=("spikes",))
+    names = list(program.populations)
+    return sum(int((ours.trace[n].spikes != lava.trace[n].spikes).sum()) for n in names)
