@@ -59,7 +59,10 @@ def record_module(
         return
     if len(tensors) == 1 and isinstance(out, Tensor):
         shape, after = _sample_shapes(rec, known[0], out)
-        made = module_nodes(module, shape, after)
+        key = (id(module), shape, after)
+        if key not in rec.layers:
+            rec.layers[key] = module_nodes(module, shape, after)
+        made = rec.layers[key]
         if isinstance(made, list):
             rec.know(out, apply_nodes(rec, made, known[0], rec.path[-1], out))
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 from ranvier.export.nodes import Opaque
 from ranvier.export.trace_ops import align, operand, tensors_in
 from ranvier.export.trace_record import Recorder
-from ranvier.export.trace_values import Final, Series, _frozen, array
+from ranvier.export.trace_values import Final, Series, array, frozen
 
 
 def opaque(
@@ -60,7 +60,7 @@ def opaque(
 def _frozen_call(rec: Recorder, values: Any, x: list[Tensor]) -> Any:
     """The call's arguments as a key, without the traced tensors."""
     if isinstance(values, Tensor):
-        return "traced" if rec.value(values) is not None else _frozen(array(values))
+        return "traced" if rec.value(values) is not None else frozen(array(values), {})
     if isinstance(values, (tuple, list)):
         return tuple(_frozen_call(rec, v, x) for v in values)
     if isinstance(values, dict):

@@ -70,6 +70,7 @@ class Recorder(TorchFunctionMode):
         self.driven: int | None = None  # the step that the tracer drives
         self.inside = 0  # depth of leaf modules
         self.can_restart = True  # whether a time axis may still be found
+        self.layers: dict[Any, Any] = {}  # module and shapes -> its nodes
         self.random: set[int] = set()  # tensors of random numbers
         self.lost: dict[int, UnsupportedError] = {}  # tensors that cannot be followed: why
         self.opaque: dict[str, str] = {}  # modules taken as a whole: why

@@ -87,17 +87,22 @@ def array(tensor: Any) -> np.ndarray:
     return np.array(tensor, dtype=np.float64)
 
 
-def _frozen(value: Any) -> Any:
-    """value as a hashable key."""
+Digests: TypeAlias = "dict[int, tuple[np.ndarray, Any]]"  # id -> (the array, kept alive; its key)
+
+
+def frozen(value: Any, digests: Digests) -> Any:
+    """value as a hashable key; `digests` remembers those of arrays, which come at every step."""
     if isinstance(value, np.ndarray):
-        data = np.ascontiguousarray(value)
-        return (value.shape, value.dtype.str, hashlib.sha256(data.tobytes()).digest())
+        if id(value) not in digests:
+            data = hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
+            digests[id(value)] = (value, (value.shape, value.dtype.str, data))
+        return digests[id(value)][1]
     if isinstance(value, NeuronModel):
-        return (type(value).__name__, _frozen(value.params()))
+        return (type(value).__name__, frozen(value.params(), digests))
     if isinstance(value, Mapping):
-        return tuple((k, _frozen(v)) for k, v in value.items())
+        return tuple((k, frozen(v, digests)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(_frozen(v) for v in value)
+        return tuple(frozen(v, digests) for v in value)
     return value
 
 
@@ -109,6 +114,7 @@ class Builder:
         self.delay_sources = delay_sources
         self.nodes: dict[str, Node] = {entry.name: entry}
         self.shapes: dict[str, Shape] = {entry.name: entry.shape}
+        self.digests: Digests = {}
         self._made: dict[Any, str] = {}
         self._counts: dict[str, int] = {}
         self._wanted: dict[str, str] = {}  # name -> the name without its number
@@ -153,7 +159,7 @@ class Builder:
         """
         place = key
         if place is None:
-            place = (type(node).__name__, node.inputs, _frozen(own_fields(node)))
+            place = (type(node).__name__, node.inputs, frozen(own_fields(node), self.digests))
         if place not in self._made:
             name = self.unique(node.name)
             node = replace(node, name=name)

@@ -108,9 +108,9 @@ def random_like(
     noise = torch.rand(shape, generator=generator, dtype=torch.float64)
     if bool(((x == 0) | (x == 1)).all()):
         density = min(max(float(x.double().mean()), 0.1), 0.9)
-        return (noise < density).to(x.dtype)
+        return (noise < density).to(x)
     low, high = float(x.min()), float(x.max())
-    return ((low + noise * (high - low)) * gain).to(x.dtype)
+    return ((low + noise * (high - low)) * gain).to(x)
 
 
 def run_module(net: nn.Module, x: Tensor, plan: Plan, chains: list[Chain], double: bool) -> Runs:
@@ -162,7 +162,7 @@ def _compare(
     if not plan.loop and x.ndim == len(graph.inputs[0].shape) + 1:
         x = x[None].repeat(n, *[1] * x.ndim)
     theirs = run_module(net, x, plan, chains, double)
-    names = tuple(k.name for k in graph if k.name in theirs.spikes)
+    names = tuple(k.name for k in graph.populations if k.name in theirs.spikes and k.model.binary)
     fed = (graph.inputs[0].name, *(i for k in names for i in graph[k].inputs))
     series = time_first(x.double() if double else x, plan)
     if plan.loop and not plan.method and plan.axis is None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ranvier.export.graph import Graph
-from ranvier.export.nodes import Delay, Dense, Input, Neuron, Output, Reduce
+from ranvier.export.nodes import Delay, Dense, Input, Join, Neuron, Output, Reduce
 from ranvier.export.trace_plan import (
     Plan,
     as_given,
@@ -124,7 +124,7 @@ def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, P
         plan = replace(plan, loop=True, total=1)
         graph, recorder = _record(net, x, plan, can_restart=False)
     first = [n for n in graph if graph.inputs[0].name in n.inputs]
-    vectors = all(isinstance(n, (Dense, Neuron)) for n in first)
+    vectors = all(isinstance(n, (Dense, Neuron, Join, Delay)) for n in first)
     if not plan.loop and plan.axis is None and x.ndim == 3 and vectors:
         plan = replace(plan, axis=0)  # [time, batch, features]: a Linear takes any shape
         graph, recorder = _record(net, x, plan, can_restart=False)

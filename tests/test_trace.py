@@ -483,8 +483,9 @@ def feed_forward(draw: st.DrawFn) -> nn.Module:
     for _ in range(draw(st.integers(1, 3))):
         out = draw(st.sampled_from([2, 3, 4]))
         kernel = draw(st.sampled_from([1, 2, 3]))
-        parts.append(nn.Conv2d(channels, out, kernel, padding=draw(st.sampled_from([0, "same"]))))
-        size = size if parts[-1].padding == "same" else size - kernel + 1
+        keeps = size <= kernel or draw(st.booleans())
+        parts.append(nn.Conv2d(channels, out, kernel, padding="same" if keeps else 0))
+        size = size if keeps else size - kernel + 1
         channels = out
         if draw(st.booleans()):
             parts.append(nn.BatchNorm2d(channels))
