@@ -19,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# typer brings click as a package of its own or as a part, by version; both have these two
-UsageError, ClickException = typer.BadParameter.__mro__[1:3]
+# typer brings click as a package of its own or as a part, by version; this is its base error in both
+ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 study_app = typer.Typer(help="Studies: many runs, one table.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -317,7 +317,7 @@ def study_residual(
         seeds=seeds,
         out=out,
         processes=processes,
-        data_dir=data_dir,
+        data_dir=None if data_dir is None else str(data_dir),
     )
     print(found.to_json() if as_json else found.table())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,7 @@ def compare_run(
 
 def run_bench(suite: str, quick: bool, out: Path | None) -> None:
     """Runs a benchmark suite, printing rows as they come; `out` gets them as CSV."""
-    if suite == "sim":
-        from ranvier.sim.bench import main
-    elif suite == "train":
-        from ranvier.train.bench import main
-    else:
-        raise RangeError(f"bench: suite '{suite}' is none of sim, train")
-    main(quick=quick, out=out)
+    homes = {"sim": "ranvier.sim.bench", "train": "ranvier.train.bench"}
+    if suite not in homes:
+        raise RangeError(f"bench: suite '{suite}' is none of {', '.join(homes)}")
+    importlib.import_module(homes[suite]).main(quick=quick, out=out)

@@ -206,10 +206,10 @@ class _Compiler:
             share = self.moments[p.source].active
             used, _ = fan_out(p.map)
             synops += float(np.repeat(share, len(used) // len(share)) @ used)
-        for p in self.populations.values():
-            if not p.is_input:
-                updates += p.size
-                active += p.size * float(self.moments[p.name].active.mean())
+        for population in self.populations.values():
+            if not population.is_input:
+                updates += population.size
+                active += population.size * float(self.moments[population.name].active.mean())
         total = (
             synops * energy["synop"].value
             + active * energy["update_active"].value

@@ -48,12 +48,12 @@ def _program_in(document: Any, arrays: Arrays) -> Program:
         raise FormatError(f"its document lacks one of {', '.join(keys)}")
     skip = ("populations", "projections", "readout")
     head = fields_in(Program, document["program"], arrays, {}, "program", skip=skip)
-    parts = {
-        key: _named(document[key], arrays, cls)
-        for key, cls in (("populations", Population), ("projections", Projection))
-    }
-    readout = object_in(document["readout"], arrays, {"Readout": Readout}, "readout")
-    return Program(**parts, readout=readout, **head)
+    return Program(
+        populations=_named(document["populations"], arrays, Population),
+        projections=_named(document["projections"], arrays, Projection),
+        readout=object_in(document["readout"], arrays, {"Readout": Readout}, "readout"),
+        **head,
+    )
 
 
 def _named(items: Any, arrays: Arrays, cls: type[Any]) -> dict[str, Any]:

@@ -184,8 +184,7 @@ class _Lowering:
         channels = into.shape[0]
         one = len(node.kernel) == 1
         kernel = (1, *node.kernel) if one else node.kernel
-        stride = (1, *node.stride) if one else node.stride
-        padding = (0, *node.padding) if one else node.padding
+        stride, padding = pair(node.stride, 1), pair(node.padding, 0)
         share = 1.0 / float(np.prod(kernel)) if node.op == "avg" else 1.0
         ones = np.full((channels, 1, *kernel), share)
         linear = ConvLin(ones, image(into.shape), stride, padding, (1, 1), channels)
@@ -446,19 +445,26 @@ def conv_node(name: str, source: str, c: ConvLin, axes: int, meta: dict[str, obj
 def conv_map(node: Conv, shape: Shape) -> ConvLin:
     """A Conv node as a map on images (C, H, W)."""
     weight = np.asarray(node.weight, np.float64)
-    if weight.ndim == 3:
-        one = (1, *node.stride), (0, *node.padding), (1, *node.dilation)
-        return ConvLin(weight[:, :, None], image(shape), *one, node.groups)
-    pair = [(a[0], a[1]) for a in (node.stride, node.padding, node.dilation)]
-    return ConvLin(weight, image(shape), pair[0], pair[1], pair[2], node.groups)
+    return ConvLin(
+        weight[:, :, None] if weight.ndim == 3 else weight,
+        image(shape),
+        pair(node.stride, 1),
+        pair(node.padding, 0),
+        pair(node.dilation, 1),
+        node.groups,
+    )
+
+
+def pair(axes: tuple[int, ...], first: int) -> tuple[int, int]:
+    """One number an axis, as (rows, columns): a sequence has one row, for which `first` stands."""
+    return (axes[0], axes[1]) if len(axes) == 2 else (first, axes[0])
 
 
 def subsample_map(node: Subsample, shape: Shape) -> ConvLin:
     before, after = node.pad_channels
     weight = np.zeros((before + shape[0] + after, shape[0], 1, 1))
     weight[before : before + shape[0], :, 0, 0] = np.eye(shape[0])
-    stride = node.stride if len(node.stride) == 2 else (1, node.stride[0])
-    return ConvLin(weight, image(shape), (stride[0], stride[1]))
+    return ConvLin(weight, image(shape), pair(node.stride, 1))
 
 
 def upsample_map(node: Upsample, shape: Shape) -> DenseLin:
