@@ -152,10 +152,14 @@ def time_first(x: Tensor, plan: Plan) -> Tensor:
 
 
 def chosen(returned: Any, output: int | str) -> Any:
-    """One of several returned values."""
+    """One of several returned values; a list of tensors, one a step, becomes one tensor."""
+    import torch
+
     if isinstance(returned, (tuple, list, dict)):
         try:
-            return returned[cast(Any, output)]
+            picked = returned[cast(Any, output)]
+            many = isinstance(picked, (tuple, list)) and all(torch.is_tensor(p) for p in picked)
+            return torch.stack(list(picked)) if many and picked else picked
         except (KeyError, IndexError, TypeError):
             have = list(returned) if isinstance(returned, dict) else len(returned)
             raise RangeError(

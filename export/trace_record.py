@@ -44,6 +44,13 @@ class OneStep(Exception):
     """The module sets its neurons to zero at every call: what it computes is a single step."""
 
 
+class Recount(Exception):
+    """The module's loop runs another number of steps than its neurons are called."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+
 class TimeAxis(Exception):
     """The sample turned out to have a time axis; the trace starts again with that known."""
 

@@ -135,15 +135,24 @@ def _last_to_front(rec: Recorder, x: Tensor, dims: list[int]) -> Answer:
 def getitem(rec: Recorder, args: Any, kwargs: Any, out: Any) -> Answer:
     x, index = args
     value = rec.value(x)
-    place = index if isinstance(index, tuple) else (index,)
+    place = _whole_index(x, index)
     if isinstance(value, At) and value.t is None and rec.can_restart:
-        if _whole(place[0]):
-            raise TimeAxis(0)
-        if len(place) > 1 and _full(place[0]) and _whole(place[1]):
-            raise TimeAxis(1)
-    if isinstance(value, Series) and value.layout in ("time", "batch"):
-        return _pick_steps(rec, value, place, x)
+        picked = [i for i, p in enumerate(place) if _whole(p)]
+        rest = all(_full(p) for p in place if not _whole(p))
+        if len(picked) == 1 and rest and picked[0] in (0, 1, x.ndim - 1):
+            raise TimeAxis(picked[0])
+    if isinstance(value, Series) and value.layout != "folded":
+        return _pick_steps(value, place, x)
     return _subsample(rec, x, place) if isinstance(value, At) else None
+
+
+def _whole_index(x: Tensor, index: Any) -> tuple[Any, ...]:
+    """The index with an entry for each axis."""
+    place = index if isinstance(index, tuple) else (index,)
+    dots = [i for i, p in enumerate(place) if p is Ellipsis]
+    at = dots[0] if dots else len(place)
+    fill = [slice(None)] * (x.ndim - len(place) + len(dots))
+    return (*place[:at], *fill, *place[at + len(dots) :])
 
 
 def _whole(i: Any) -> bool:
@@ -154,10 +163,8 @@ def _full(s: Any) -> bool:
     return isinstance(s, slice) and s == slice(None)
 
 
-def _pick_steps(rec: Recorder, value: Series, place: tuple[Any, ...], x: Tensor) -> Answer:
-    axis = 0 if value.layout == "time" else 1
-    if Ellipsis in [p for p in place if p is Ellipsis] or len(place) <= axis:
-        return None
+def _pick_steps(value: Series, place: tuple[Any, ...], x: Tensor) -> Answer:
+    axis = {"time": 0, "batch": 1}.get(value.layout, x.ndim - 1)
     rest = [p for i, p in enumerate(place) if i != axis]
     if not all(_full(p) for p in rest):
         return None
@@ -174,11 +181,6 @@ def _subsample(rec: Recorder, x: Tensor, place: tuple[Any, ...]) -> Answer:
     value = rec.value(x)
     assert value is not None
     n = x.ndim - 2
-    if Ellipsis in [p for p in place if p is Ellipsis]:
-        i = next(k for k, p in enumerate(place) if p is Ellipsis)
-        fill = x.ndim - (len(place) - 1)
-        place = (*place[:i], *[slice(None)] * fill, *place[i + 1 :])
-    place = (*place, *[slice(None)] * (x.ndim - len(place)))
     if len(place) != x.ndim or not all(isinstance(p, slice) for p in place):
         return None
     spans = [range(size)[p] for p, size in zip(place, x.shape, strict=True)]

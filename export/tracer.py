@@ -111,16 +111,17 @@ def _verified(graph: Graph, net: nn.Module, x: Tensor, plan: Plan, recorder: Rec
 
 def _trace_as(net: nn.Module, x: Tensor, plan: Plan) -> tuple[Graph, Recorder, Plan]:
     """The graph as the plan says; the plan may learn on the way that the sample has a time axis."""
-    from ranvier.export.trace_record import OneStep, TimeAxis
+    from ranvier.export.trace_record import OneStep, Recount, TimeAxis
 
     try:
         graph, recorder = _record(net, x, plan, can_restart=plan.axis is None)
-    except TimeAxis as found:
-        plan = replace(plan, axis=found.axis)
-        graph, recorder = _record(net, x, plan, can_restart=False)
-    except OneStep as found:
+    except TimeAxis as axis:
+        return _trace_as(net, x, replace(plan, axis=axis.axis))
+    except Recount as count:
+        return _trace_as(net, x, replace(plan, total=count.total))
+    except OneStep as neuron:
         if plan.axis is not None:
-            raise UnsupportedError(_one_step(found)) from None
+            raise UnsupportedError(_one_step(neuron)) from None
         plan = replace(plan, loop=True, total=1)
         graph, recorder = _record(net, x, plan, can_restart=False)
     first = [n for n in graph if graph.inputs[0].name in n.inputs]
@@ -232,7 +233,12 @@ def _graph_of(recorder: Recorder, net: nn.Module, value: Value | None, plan: Pla
             "trace: what the module returns does not come from the sample by operations that can "
             "be followed; avoid numpy and .item() on the way"
         )
+    from ranvier.export.trace_record import Recount
+
     n = plan.total if plan.loop and plan.total else TRACED_STEPS
+    lengths = {len(chain.inputs) for chain in recorder.chains.values()}
+    if plan.loop and len(lengths) == 1 and lengths != {n}:
+        raise Recount(lengths.pop())  # one neuron module serves several populations
     for chain in recorder.chains.values():
         _connect(recorder, chain, n)
     made = recorder.builder.nodes

@@ -269,6 +269,71 @@ def test_batch_first_samples(forward: Any) -> None:
         assert torch.equal(graph.run(x.transpose(0, 1)), net(x).transpose(0, 1))
 
 
+def time_last(net: Any, x: Tensor) -> Tensor:
+    mem, record = net.lif1.reset_mem(), []
+    for t in range(x.shape[-1]):
+        spk, mem = net.lif1(net.fc1(x[..., t]), mem)
+        record.append(spk)
+    return torch.stack(record)
+
+
+def test_samples_with_time_last() -> None:
+    net, x = Body(time_last), series().movedim(0, -1).contiguous()
+    graph = trace(net, x)
+    assert graph.steps == T
+    with torch.no_grad():
+        assert torch.equal(graph.run(x.movedim(-1, 0)), net(x))
+
+
+def listed(net: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    mem, spikes, membranes = net.lif1.reset_mem(), [], []
+    for x_t in x:
+        spk, mem = net.lif1(net.fc1(x_t), mem)
+        spikes.append(spk)
+        membranes.append(mem)
+    return spikes, membranes
+
+
+def test_lists_of_steps_are_series() -> None:
+    net, x = Body(listed), series()
+    assert trace(net, x, output=1).outputs[0].observe == "v"
+    with torch.no_grad():
+        assert torch.equal(trace(net, x).run(x), torch.stack(net(x)[0]))
+
+
+def shared(net: Any, x: Tensor) -> Tensor:
+    a, b, record = torch.zeros(B, 30), torch.zeros(B, 30), []
+    for x_t in x:
+        spk, a = net.lif1(net.fc1(x_t), a)
+        spk, b = net.lif1(net.rec(spk), b)
+        record.append(spk)
+    return torch.stack(record)
+
+
+def test_one_neuron_module_for_two_populations() -> None:
+    net, x = Body(shared), series()
+    graph = trace(net, x)
+    assert [p.name for p in graph.populations] == ["lif1", "lif1_1"]
+    assert graph.steps == T
+    equal(graph, net, x)
+
+
+def windowed(net: Any, x: Tensor) -> Tensor:
+    mem, last, record = net.lif1.reset_mem(), torch.zeros(B, 30), []
+    for x_t in x:
+        spk, mem = net.lif1(net.fc1(x_t), mem)
+        record.append(net.fc2(spk + last))
+        last = spk
+    return torch.stack(record)
+
+
+def test_a_sum_over_a_window_of_steps() -> None:
+    net, x = Body(windowed), series()
+    graph = trace(net, x)
+    assert [n.steps for n in graph if isinstance(n, Delay)] == [1]
+    equal(graph, net, x)
+
+
 def test_hidden_states_in_a_loop() -> None:
     net, x = Body(hidden, hidden=True), series()
     equal(trace(net, x), net, x)
