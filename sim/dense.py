@@ -68,7 +68,10 @@ class Synapses:
         match self.map:
             case ConvMap() as conv:
                 c, h, w = conv.in_shape
+                # One channel is laid out plainly: seen as channels-last, torch 2.13's convolution
+                # on the CPU is wrong for strides of (1, 2) onto one column.
                 x = x.reshape(-1, h, w, c).permute(0, 3, 1, 2)
+                x = x.reshape(-1, h * w).reshape(-1, 1, h, w) if c == 1 else x
                 y = convolve(conv, x, self.weight)
                 return y.permute(0, 2, 3, 1).reshape(len(x), -1)
             case DenseMap():

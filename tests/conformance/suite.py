@@ -129,17 +129,20 @@ def keep(job: Job) -> Path:
     return KEPT / f"{name}.h5"
 
 
-def fails(job: Job) -> bool:
-    return sum(check([job]).mismatches.values()) > 0
+def fails(job: Job, lava: bool = True) -> bool:
+    return sum(check([job], lava).mismatches.values()) > 0
 
 
-def shrunk(job: Job) -> Job:
-    """A smaller case that still fails: fewer samples, fewer steps, fewer populations."""
+def shrunk(job: Job, lava: bool = True) -> Job:
+    """A smaller case that still fails: fewer samples, fewer steps, fewer populations.
+
+    lava  whether to try in Lava, which takes seconds each time, and not only on the fast engines
+    """
     changed = True
     while changed:
         changed = False
         for smaller in _smaller(job):
-            if fails(smaller):
+            if fails(smaller, lava):
                 job, changed = smaller, True
                 break
     return job
