@@ -353,19 +353,18 @@ def run_torch(net: Any, graph: Graph, x: np.ndarray) -> np.ndarray:
     import torch
 
     from ranvier.export.interpret import with_time
-    from ranvier.export.trace_verify import _outputs
-    from ranvier.export.tracer import _plan, is_ours, rested
+    from ranvier.export.trace_plan import as_given, chosen, is_ours, make_plan, rested
 
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     made, sample = rested(net), torch.from_numpy(np.array(x)).to(device)
     with torch.no_grad():
         if is_ours(made):
             out = made(sample)
+        elif (plan := make_plan(net, sample, 0)).loop:
+            out = chosen(made(as_given(sample, plan)), plan.output)
         else:
-            plan = _plan(net, sample, 0)
-            if not plan.loop:
-                sample = with_time(sample, graph.inputs[0].shape, graph.steps, "compare")
-            out = _outputs(made, sample, plan)
+            series = with_time(sample, graph.inputs[0].shape, graph.steps, "compare")
+            out = torch.stack([chosen(made(x_t), plan.output) for x_t in series])
     array = np.asarray(out.cpu())
     return np.asarray(graph.readout(array)) if array.ndim == 3 else array
 

@@ -186,9 +186,30 @@ def weight_histograms(
     }  # fmt: skip
 
 
+def cores(placement: Any, title: str = "Cores") -> Section:
+    """How full every core is, coloured by population, and what all used cores hold together."""
+    return {"kind": "cores", "title": title, "basis": "modelled", **placement.to_dict()}
+
+
 def chip_sections(program: Program, ledger: Ledger | None) -> list[Section]:
-    """What the chip needs: cores and energy, as far as there are models for them."""
-    return []
+    """What the chip needs: its cores, and energy by every model."""
+    from ranvier.deploy.chip import chip_named
+    from ranvier.deploy.placement import place
+    from ranvier.sim.energy_models import MODELS, energy
+    from ranvier.train.errors import RanvierError
+
+    found: list[Section] = []
+    try:
+        chip = chip_named(str(program.meta.get("chip", "loihi2")))
+        found.append(cores(place(program, chip, solver="greedy")))
+    except RanvierError as error:
+        found.append({"kind": "text", "title": "Cores", "paragraphs": [str(error)]})
+    if ledger is not None:
+        told = {name: energy(ledger, name) for name in MODELS}
+        bars = {name: {k: v / 1000 for k, v in e.parts_pj.items()} for name, e in told.items()}
+        note = " ".join(f"{name}: {e.boundary}. Source: {e.source}." for name, e in told.items())
+        found.append(energy_bars(bars, note=note))
+    return found
 
 
 def energy_bars(
