@@ -11,6 +11,8 @@ from ranvier.deploy.align import align
 from ranvier.deploy.bounds import prove, sum_range
 from ranvier.deploy.cells import VTH_MAX, Cell
 from ranvier.deploy.chip import LOIHI1, LOIHI2, Chip
+from ranvier.deploy.currents import by_row, gain_of, in_units, logic_scale, per_unit, total_bias
+from ranvier.deploy.encoding import input_population
 from ranvier.deploy.fan_out import fan_out
 from ranvier.deploy.program import Population, Program, Projection, Readout
 from ranvier.deploy.quantize import (
@@ -29,10 +31,7 @@ from ranvier.export.neurons import (
     LI,
     CubaLI,
     CubaLIF,
-    Membrane,
-    NeuronModel,
     Relay,
-    Threshold,
 )
 from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Scale
 from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
@@ -169,7 +168,9 @@ class _Compiler:
     def program(self) -> Program:
         for node in self.graph:
             if isinstance(node, Input):
-                self.populations[node.name] = self.entry(node)
+                self.populations[node.name] = input_population(
+                    node, self.x, self.options.input_bits, self.options.chip
+                )
         order = [n for n in self.graph if isinstance(n, Neuron)]
         for node in order:
             self.population(node, order)
@@ -217,52 +218,9 @@ class _Compiler:
         )
         return total * (self.graph.steps or 1)
 
-    def entry(self, node: Input) -> Population:
-        """The input population: plain spikes where all values are 0 or 1, else graded levels."""
-        lo, hi, whole_numbers = node.lo, node.hi, node.integer
-        if self.x is not None:
-            seen_lo, seen_hi = float(self.x.min()), float(self.x.max())
-            lo = seen_lo if not np.isfinite(lo) else lo
-            hi = seen_hi if not np.isfinite(hi) else hi
-            whole_numbers = whole_numbers or bool((self.x == np.rint(self.x)).all())
-        if not (np.isfinite(lo) and np.isfinite(hi)):
-            raise RangeError(
-                f"compile: the range of input '{node.name}' is not known; give calibration data"
-            )
-        lo, hi = min(lo, 0.0), max(hi, 1e-9)
-        if whole_numbers and lo >= 0 and hi <= 1:
-            return Population(name=node.name, shape=node.shape, origin=node.name)
-        levels = 2**self.options.input_bits - 1
-        if not self.options.chip.graded:
-            raise UnsupportedError(
-                f"compile: input '{node.name}' is analog ({lo:g}..{hi:g}) and {self.options.chip.name} "
-                "has no graded spikes; encode it as spikes (rate, latency, delta), or use loihi2"
-            )
-        scale = self._levels(lo, hi, levels, whole_numbers)
-        return Population(
-            name=node.name,
-            shape=node.shape,
-            scale=np.array(scale),
-            origin=node.name,
-            lo=int(np.floor(lo * scale)),
-            hi=int(np.ceil(hi * scale)),
-        )
-
-    def _levels(self, lo: float, hi: float, levels: int, whole_numbers: bool) -> float:
-        """Levels per 1.0: the coarsest grid on which the calibration data lies exactly, if any."""
-        finest = (levels if lo >= 0 else levels // 2) / max(hi, -lo)
-        if whole_numbers and finest >= 1:
-            return 1.0
-        if self.x is not None:
-            seen = np.unique(self.x[:, :16])
-            for n in range(1, int(finest) + 1):
-                if np.abs(seen * n - np.rint(seen * n)).max() < 1e-4:
-                    return float(n)
-        return float(finest)
-
     def incoming(self, node: Neuron) -> list[Incoming]:
         joined = self.graph[node.inputs[0]]
-        gain = _gain(node.model)
+        gain = gain_of(node.model)
         found = []
         for branch in joined.inputs:
             linear = self.graph[branch]
@@ -282,16 +240,16 @@ class _Compiler:
             elif isinstance(linear, Scale):
                 weight = weight * gain
             else:
-                weight = weight * _rows(gain, weight)
+                weight = weight * by_row(gain, weight)
             found.append(
                 Incoming(
                     linear.name,
                     source,
                     lag,
                     linear,
-                    _per_unit(weight, source),
+                    per_unit(weight, source),
                     self.graph.shapes[node.name],
-                    _in_units(self.moments[name], source),
+                    in_units(self.moments[name], source),
                 )
             )
         return found
@@ -324,9 +282,9 @@ class _Compiler:
                 f"compile: '{node.name}' sends its membrane to other neurons; only a readout may. "
                 "Put a spiking neuron behind it"
             )
-        bias = _total_bias(node)
+        bias = total_bias(node)
         relay = isinstance(model, Relay)
-        logic = _logic(model, incoming)
+        logic = logic_scale(model, incoming)
         scaled = logic or self._scale(node, incoming, bias)
         passes_on = relay and node.name != self.graph.outputs[0].inputs[0]
         if self.options.bias_correction and self.x is not None and not logic and not passes_on:
@@ -444,68 +402,6 @@ class _Compiler:
                 f"compile: output '{output.name}' observes a current; only v is read"
             )
         return Readout(population=name, kind="spikes", reduce=output.reduce)
-
-
-def _gain(model: NeuronModel) -> np.ndarray | float:
-    """The factor between a summed current and what is added to v in units of the float model."""
-    if isinstance(model, (CubaLIF, CubaLI)):
-        return np.asarray(model.r, np.float64) * np.asarray(model.w_in, np.float64)
-    if isinstance(model, (Membrane, LI)):
-        return np.asarray(model.r, np.float64)
-    return 1.0
-
-
-def _rows(gain: Any, weight: np.ndarray) -> np.ndarray:
-    """A gain a target channel (or neuron, of a Dense) as a factor of the weight's rows."""
-    flat = np.asarray(gain).reshape(-1)
-    if len(flat) != weight.shape[0]:
-        raise UnsupportedError(
-            f"compile: a gain of shape {np.shape(gain)} differs inside a channel of a convolution"
-        )
-    return flat.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _per_unit(weight: np.ndarray, source: Population) -> np.ndarray:
-    """The weight per unit of the source's message."""
-    return weight / float(np.reshape(source.message_scale, ()))
-
-
-def _in_units(m: Moments, source: Population) -> Moments:
-    s = float(np.reshape(source.message_scale, ()))
-    return Moments(m.mean * s, m.square * s * s, m.active)
-
-
-def _total_bias(node: Neuron) -> np.ndarray:
-    """What is added to v each step, in units of the float model."""
-    model = node.model
-    bias = np.zeros(()) if node.bias is None else np.asarray(node.bias, np.float64)
-    if isinstance(model, (CubaLIF, CubaLI)) and np.any(bias) and np.any(np.asarray(model.alpha)):
-        raise UnsupportedError(
-            f"compile: '{node.name}' has a bias on its synaptic current, which piles up over the first "
-            "steps; the chip adds its bias to v. Move the bias behind the current's decay"
-        )
-    bias = bias * _gain(model)
-    leak = getattr(model, "v_leak", 0.0)
-    if np.any(leak):
-        bias = bias + (1.0 - np.asarray(getattr(model, "beta", 1.0))) * np.asarray(leak)
-    return np.asarray(bias)
-
-
-def _logic(model: NeuronModel, incoming: list[Incoming]) -> Scaled | None:
-    """Scale 1 for logic and for sums of spikes: whole numbers in, whole-number weights that fit."""
-    if not isinstance(model, (Threshold, Relay)) or not incoming:
-        return None
-    if any(i.source.message_scale != 1 or i.source.is_input for i in incoming):
-        return None
-    theta = np.asarray(getattr(model, "v_threshold", 0.0))
-    if (theta != np.rint(theta)).any() or theta.min() < 0:
-        return None
-    for i in incoming:
-        mixed = (i.weight < 0).any() and (i.weight > 0).any()
-        if mixed or (i.weight != np.rint(i.weight)).any() or i.top > 255:
-            return None
-    weights = tuple(i.weight.astype(np.int16) for i in incoming)
-    return Scaled(1.0, weights, (0,) * len(incoming), 0.0)
 
 
 def _refuse_wraps(program: Program) -> None:

@@ -186,7 +186,7 @@ def mean_shift(incoming: list[Incoming], scaled: Scaled, shape: Shape) -> np.nda
 def int_map(i: Incoming, whole: np.ndarray) -> LinearMap:
     """The Program's map for an Incoming with whole-number weights."""
     from ranvier.export.linear import image
-    from ranvier.export.lowering import conv_map
+    from ranvier.export.maps import conv_map
 
     if isinstance(i.node, Dense):
         return DenseMap(weight=whole)

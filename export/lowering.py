@@ -25,6 +25,16 @@ from ranvier.export.linear import (
     image,
     size,
 )
+from ranvier.export.maps import (
+    as_matrix,
+    conv_map,
+    conv_node,
+    narrow,
+    pair,
+    plain_form,
+    subsample_map,
+    upsample_map,
+)
 from ranvier.export.neurons import Relay, SlidingWindow, Threshold
 from ranvier.export.nodes import (
     Conv,
@@ -323,7 +333,7 @@ class _Lowering:
         joined = Join(name=f"{neuron.name}/sum", inputs=tuple(branches), op="add")
         if bias is not None:
             old = 0.0 if neuron.bias is None else neuron.bias
-            neuron = replace(neuron, bias=_narrow(bias + old))
+            neuron = replace(neuron, bias=narrow(bias + old))
         self.nodes[joined.name] = joined
         self.nodes[neuron.name] = replace(neuron, inputs=(joined.name,))
         return self.sent(neuron.name, value.shape)
@@ -337,7 +347,7 @@ class _Lowering:
             name += "'"
         meta = {"origin": list(term.origin), "weighted": bool(term.origin)}
         source_shape = self.graph.shapes.get(term.source, (1,))  # only bias neurons are new
-        linear = _plain_form(term.map)
+        linear = plain_form(term.map)
         made: Shape
         if isinstance(linear, ConvLin) and len(source_shape) in (2, 3):
             node: Node = conv_node(name, source, linear, len(source_shape), meta)
@@ -347,17 +357,19 @@ class _Lowering:
                 else (linear.out_shape[0], linear.out_shape[2])
             )
         elif isinstance(linear, DiagLin) and linear.shape == source_shape:
-            node = Scale(name=name, inputs=(source,), scale=_narrow(linear.scale), meta=meta)
+            node = Scale(name=name, inputs=(source,), scale=narrow(linear.scale), meta=meta)
             made = linear.shape
         else:
-            matrix = linear if isinstance(linear, DenseLin) else _matrix(linear, size(source_shape))
+            matrix = (
+                linear if isinstance(linear, DenseLin) else as_matrix(linear, size(source_shape))
+            )
             flat = self.flat(source, source_shape)
             made = shape
             laid_out = shape if len(shape) > 1 else None
             node = Dense(
                 name=name,
                 inputs=(flat,),
-                weight=_narrow(matrix.weight),
+                weight=narrow(matrix.weight),
                 meta=meta,
                 out_shape=laid_out,
             )
@@ -397,81 +409,6 @@ def _times(w: float, shape: Shape) -> DiagLin:
 def _dead(term: Term) -> bool:
     weight = term.map.scale if isinstance(term.map, DiagLin) else term.map.weight
     return not np.any(weight)
-
-
-def _narrow(a: np.ndarray) -> np.ndarray:
-    return np.asarray(a, np.float32)
-
-
-def _plain_form(linear: Linear) -> Linear:
-    """A pointwise convolution that only scales channels, as the one-to-one map that it is."""
-    if isinstance(linear, ConvLin) and linear.pointwise and linear.stride == (1, 1):
-        depthwise = linear.groups == linear.in_shape[0] == linear.weight.shape[0]
-        if depthwise:
-            return DiagLin(linear.weight.reshape(-1, 1, 1), linear.in_shape)
-    return linear
-
-
-def _matrix(linear: Linear, columns: int) -> DenseLin:
-    return DenseLin(linear.apply(np.eye(columns)).reshape(columns, -1).T)
-
-
-def conv_node(name: str, source: str, c: ConvLin, axes: int, meta: dict[str, object]) -> Conv:
-    """A Conv of a map; one-dimensional where the source is a sequence (C, L)."""
-    weight = _narrow(c.weight)
-    if axes == 3:
-        return Conv(
-            name=name,
-            inputs=(source,),
-            weight=weight,
-            stride=c.stride,
-            padding=c.padding,
-            dilation=c.dilation,
-            groups=c.groups,
-            meta=meta,
-        )
-    return Conv(
-        name=name,
-        inputs=(source,),
-        weight=weight[:, :, 0],
-        stride=c.stride[1:],
-        padding=c.padding[1:],
-        dilation=c.dilation[1:],
-        groups=c.groups,
-        meta=meta,
-    )
-
-
-def conv_map(node: Conv, shape: Shape) -> ConvLin:
-    """A Conv node as a map on images (C, H, W)."""
-    weight = np.asarray(node.weight, np.float64)
-    return ConvLin(
-        weight[:, :, None] if weight.ndim == 3 else weight,
-        image(shape),
-        pair(node.stride, 1),
-        pair(node.padding, 0),
-        pair(node.dilation, 1),
-        node.groups,
-    )
-
-
-def pair(axes: tuple[int, ...], first: int) -> tuple[int, int]:
-    """One number an axis, as (rows, columns): a sequence has one row, for which `first` stands."""
-    return (axes[0], axes[1]) if len(axes) == 2 else (first, axes[0])
-
-
-def subsample_map(node: Subsample, shape: Shape) -> ConvLin:
-    before, after = node.pad_channels
-    weight = np.zeros((before + shape[0] + after, shape[0], 1, 1))
-    weight[before : before + shape[0], :, 0, 0] = np.eye(shape[0])
-    return ConvLin(weight, image(shape), pair(node.stride, 1))
-
-
-def upsample_map(node: Upsample, shape: Shape) -> DenseLin:
-    rows = np.eye(size(shape)).reshape(-1, *shape)
-    for axis, factor in enumerate(node.factor):
-        rows = np.repeat(rows, factor, 2 + axis)
-    return DenseLin(rows.reshape(size(shape), -1).T)
 
 
 def add_values(values: list[Value], shape: Shape) -> Value:

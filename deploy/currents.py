@@ -1,0 +1,75 @@
+"""What a population's current is made of: gain, bias, units, and sums that need no scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ranvier.deploy.program import Population
+from ranvier.deploy.quantize import Incoming, Moments, Scaled
+from ranvier.export.neurons import LI, CubaLI, CubaLIF, Membrane, NeuronModel, Relay, Threshold
+from ranvier.export.nodes import Neuron
+from ranvier.train.errors import UnsupportedError
+
+
+def gain_of(model: NeuronModel) -> np.ndarray | float:
+    """The factor between a summed current and what is added to v in units of the float model."""
+    if isinstance(model, (CubaLIF, CubaLI)):
+        return np.asarray(model.r, np.float64) * np.asarray(model.w_in, np.float64)
+    if isinstance(model, (Membrane, LI)):
+        return np.asarray(model.r, np.float64)
+    return 1.0
+
+
+def by_row(gain: Any, weight: np.ndarray) -> np.ndarray:
+    """A gain a target channel (or neuron, of a Dense) as a factor of the weight's rows."""
+    flat = np.asarray(gain).reshape(-1)
+    if len(flat) != weight.shape[0]:
+        raise UnsupportedError(
+            f"compile: a gain of shape {np.shape(gain)} differs inside a channel of a convolution"
+        )
+    return flat.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def per_unit(weight: np.ndarray, source: Population) -> np.ndarray:
+    """The weight per unit of the source's message."""
+    return weight / float(np.reshape(source.message_scale, ()))
+
+
+def in_units(m: Moments, source: Population) -> Moments:
+    s = float(np.reshape(source.message_scale, ()))
+    return Moments(m.mean * s, m.square * s * s, m.active)
+
+
+def total_bias(node: Neuron) -> np.ndarray:
+    """What is added to v each step, in units of the float model."""
+    model = node.model
+    bias = np.zeros(()) if node.bias is None else np.asarray(node.bias, np.float64)
+    if isinstance(model, (CubaLIF, CubaLI)) and np.any(bias) and np.any(np.asarray(model.alpha)):
+        raise UnsupportedError(
+            f"compile: '{node.name}' has a bias on its synaptic current, which piles up over the first "
+            "steps; the chip adds its bias to v. Move the bias behind the current's decay"
+        )
+    bias = bias * gain_of(model)
+    leak = getattr(model, "v_leak", 0.0)
+    if np.any(leak):
+        bias = bias + (1.0 - np.asarray(getattr(model, "beta", 1.0))) * np.asarray(leak)
+    return np.asarray(bias)
+
+
+def logic_scale(model: NeuronModel, incoming: list[Incoming]) -> Scaled | None:
+    """Scale 1 for logic and for sums of spikes: whole numbers in, whole-number weights that fit."""
+    if not isinstance(model, (Threshold, Relay)) or not incoming:
+        return None
+    if any(i.source.message_scale != 1 or i.source.is_input for i in incoming):
+        return None
+    theta = np.asarray(getattr(model, "v_threshold", 0.0))
+    if (theta != np.rint(theta)).any() or theta.min() < 0:
+        return None
+    for i in incoming:
+        mixed = (i.weight < 0).any() and (i.weight > 0).any()
+        if mixed or (i.weight != np.rint(i.weight)).any() or i.top > 255:
+            return None
+    weights = tuple(i.weight.astype(np.int16) for i in incoming)
+    return Scaled(1.0, weights, (0,) * len(incoming), 0.0)
