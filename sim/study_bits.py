@@ -158,5 +158,9 @@ def lava_mismatches(program: Program, x: np.ndarray) -> int | None:
         return None
     ours = run(program, x, engine="reference", record=("spikes",))
     lava = run(program, x, engine="lava", record=("spikes",))
-    pairs = ((ours.trace[n].spikes, lava.trace[n].spikes) for n in program.populations)
-    return sum(int(np.count_nonzero(np.not_equal(a, b))) for a, b in pairs)  # type: ignore[arg-type]
+    return sum(_different(ours, lava, name) for name in program.populations)
+
+
+def _different(a: Any, b: Any, name: str) -> int:
+    """Entries in which two results' spikes of one population differ."""
+    return int(np.count_nonzero(a.trace[name].spikes != b.trace[name].spikes))
