@@ -27,6 +27,7 @@ from ranvier.export.nodes import (
 )
 from ranvier.export.trace_record import Recorder
 from ranvier.export.trace_values import At, Final, Series, Sum, Value, array
+from ranvier.train.errors import UnsupportedError
 
 
 class Done:
@@ -97,8 +98,9 @@ def record(
     known = [x for x in given if rec.value(x) is not None]
     lost = [x for x in given if id(x) in rec.lost]
     if lost and not known and name not in CONSTANT:
+        why = _random(rec, name) if name in RANDOM else rec.lost[id(lost[0])]
         for result in results:
-            rec.lose(result, rec.lost[id(lost[0])])
+            rec.lose(result, why)
         return
     if not known or name in CONSTANT:
         for result in results:
@@ -106,16 +108,20 @@ def record(
         return
     rec.check_followed(lost)
     if name in RANDOM or any(id(x) in rec.random for x in given):
-        raise rec.refuse(
-            f"random numbers ({name}) meet the input inside the module",
-            "draw them outside, and give the module spikes",
-        )
+        raise _random(rec, name)
     answer = HANDLERS[name](rec, args, kwargs, out) if name in HANDLERS else None
     if answer is None:
         reason = f"no chip has a word for {name} as it is used here"
         trace_opaque.opaque(rec, name, reason, func, args, kwargs, out, rec.name(name), name)
     elif not isinstance(answer, Done):
         rec.know(results[0], answer)
+
+
+def _random(rec: Recorder, name: str) -> UnsupportedError:
+    return rec.refuse(
+        f"random numbers ({name}) meet the input inside the module",
+        "draw them outside, and give the module spikes",
+    )
 
 
 def plain_name(func: Any) -> str:

@@ -38,8 +38,8 @@ def rested(net: nn.Module) -> nn.Module:
     import snntorch
 
     try:
-        made = copy.deepcopy(net)
-    except RuntimeError as error:  # states that carry a gradient
+        made = copy.deepcopy(net, _detached(net))
+    except RuntimeError as error:  # tensors with a gradient in places where we do not look
         raise UnsupportedError(
             f"trace: the module cannot be copied ({error}); call snntorch.utils.reset(net), or "
             "detach the tensors that it keeps between calls"
@@ -51,6 +51,28 @@ def rested(net: nn.Module) -> nn.Module:
     if is_ours(made) and callable(getattr(made, "reset", None)):
         cast(Any, made).reset()
     return made
+
+
+def _detached(net: nn.Module) -> dict[int, Any]:
+    """What deepcopy shall take for the tensors that carry a gradient: states after training."""
+    memo: dict[int, Any] = {}
+
+    def visit(value: Any, depth: int) -> None:
+        import torch
+
+        if torch.is_tensor(value):
+            if value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+        elif depth and isinstance(value, (list, tuple)):
+            for v in value:
+                visit(v, depth - 1)
+        elif depth and isinstance(value, dict):
+            for v in value.values():
+                visit(v, depth - 1)
+
+    for module in net.modules():
+        visit({k: v for k, v in vars(module).items() if k != "_modules"}, 3)
+    return memo
 
 
 def make_plan(net: nn.Module, x: Tensor, output: int | str) -> Plan:

@@ -221,7 +221,8 @@ def _drive_steps(recorder: Recorder, net: nn.Module, x: Tensor, plan: Plan) -> V
     places = [(v.node, v.port) if isinstance(v, At) else None for v in values]
     if places[-1] is None or places[-2] != places[-1]:
         raise UnsupportedError(
-            "trace: the module's output is not the same layer at every step; return one "
+            "trace: the module's output does not come from the same layer at every step. A state "
+            "that no snntorch neuron holds cannot be followed; use its neurons, and return one "
             "value a step"
         )
     return values[-1]

@@ -116,6 +116,33 @@ def test_random_numbers_inside() -> None:
     )
 
 
+def test_rate_encoding_inside() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return loop(lambda n, x, mem, t: n.lif1(n.fc1(x), mem))(net, snn.spikegen.rate(x, 4))
+
+    from snntorch import spikegen  # noqa: F401  makes snn.spikegen
+
+    with pytest.raises(UnsupportedError, match="random numbers \\(bernoulli\\)"):
+        trace(Net(forward), sample()[0])
+
+
+def test_a_neuron_made_by_hand() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.v = nn.Linear(8, 6), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            current = self.fc(x)
+            v = current if self.v is None else 0.9 * self.v + current
+            spikes = (v > 0.5).float()
+            self.v = v - 0.5 * spikes
+            return spikes
+
+    with pytest.raises(UnsupportedError, match="A state that no snntorch neuron holds"):
+        trace(Own(), sample()[0])
+
+
 def test_a_layer_that_changes_over_time() -> None:
     def step(net: Any, x: Tensor, mem: Tensor, t: int) -> tuple[Tensor, Tensor]:
         return net.lif1(net.fc2(net.fc1(x)) if t % 2 else net.fc1(x), mem)
