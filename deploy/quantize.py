@@ -178,8 +178,9 @@ def mean_shift(incoming: list[Incoming], scaled: Scaled, shape: Shape) -> np.nda
         if isinstance(i.node, Scale):
             total += np.broadcast_to(off, shape)
         else:
-            rows = off.reshape(off.shape[0], -1).sum(1)
-            total += rows.reshape(-1, *[1] * (len(shape) - 1))
+            rows = off.reshape(off.shape[0], -1).sum(1)  # a Dense has a row for each neuron
+            each = rows.size == total.size
+            total += rows.reshape(shape if each else (-1, *[1] * (len(shape) - 1)))
     return total
 
 
