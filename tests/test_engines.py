@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from random_programs import random_input, random_program
 
+from ranvier.deploy.cells import Cell
+from ranvier.deploy.program import ConvMap, DenseMap, Population, Program, Projection, Readout
+from ranvier.sim import bench_nets
 from ranvier.sim.runner import Result, run
+from ranvier.train.errors import FormatError, RangeError, ShapeError
 
 STATES = ("spikes", "u", "v")
 KINDS = {"plain": {}, "hot": {"hot": True}, "cyclic": {"cyclic": True}}
@@ -46,3 +55,202 @@ def test_engine_equals_reference(
         monkeypatch.setattr("ranvier.sim.auto.SMALL", 0 if seed % 2 else 10**9)
     want = run(program, x, "reference", STATES)
     assert_equal(want, run(program, x, engine, STATES))
+
+
+def one_dense(n: int = 4, **cell: object) -> Program:
+    """An input of n spikes into two neurons."""
+    weight = np.arange(2 * n).reshape(2, n) * 2
+    out = Population(name="out", shape=(2,), cell=Cell(vth=5, **cell))  # type: ignore[arg-type]
+    return Program(
+        populations={"in": Population(name="in", shape=(n,)), "out": out},
+        projections={
+            "p": Projection(name="p", source="in", target="out", map=DenseMap(weight=weight))
+        },
+        readout=Readout(population="out"),
+    )
+
+
+ENGINES = ["reference", "dense", "events", "auto"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((3, 2, 5)), ShapeError, r"x has shape \(3, 2, 5\); it takes \[time, batch, 4\]"),
+        (np.zeros((2, 4)), ShapeError, "no time axis and no number of steps"),
+        (np.zeros((3, 0, 4)), RangeError, "3 steps and 0 samples"),
+        (np.zeros((0, 2, 4)), RangeError, "0 steps and 2 samples"),
+        (np.full((3, 2, 4), 2.0), RangeError, "input 'in' sends 0..1"),
+        (np.full((3, 2, 4), 0.5), RangeError, "declared binary, and x is not 0 or 1"),
+        (np.full((3, 2, 4), np.nan), RangeError, "not finite"),
+    ],
+)
+def test_bad_input(engine: str, x: np.ndarray, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run(one_dense(), x, engine)
+
+
+def test_unknown_engine_record_and_device() -> None:
+    x = np.zeros((1, 1, 4))
+    with pytest.raises(RangeError, match="engine 'abacus' is none of reference, dense"):
+        run(one_dense(), x, "abacus")
+    with pytest.raises(RangeError, match="cannot record 'w'; any of spikes, u, v"):
+        run(one_dense(), x, "dense", ("w",))
+    with pytest.raises(RangeError, match="device 'tpu' is not available"):
+        run(one_dense(), x, "dense", device="tpu")
+
+
+def test_a_program_of_another_version(tmp_path: Path) -> None:
+    import h5py
+
+    path = tmp_path / "p.h5"
+    one_dense().save(path)
+    with h5py.File(path, "r+") as file:
+        assert file.attrs["version"] == 1
+        file.attrs["version"] = 99
+    with pytest.raises(FormatError, match="99"):
+        Program.load(path)
+
+
+@pytest.mark.parametrize("engine", ["dense", "events", "auto"])
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.int64, np.float32, np.float64])
+def test_number_types_of_x(engine: str, kind: type) -> None:
+    x = (np.random.default_rng(0).random((4, 3, 4)) < 0.5).astype(kind)
+    assert_equal(run(one_dense(), x, "reference", STATES), run(one_dense(), x, engine, STATES))
+
+
+@pytest.mark.parametrize("engine", ["dense", "events", "auto"])
+def test_parts_of_a_batch_do_not_matter(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one sample each, as a large network has them."""
+    program = random_program(3)
+    x = random_input(program, 4, batch=4)
+    want = run(program, x, "reference", STATES)
+    monkeypatch.setattr("ranvier.sim.dense.CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr("ranvier.sim.events.CHUNK_BYTES", 1)
+    monkeypatch.setattr("ranvier.sim.auto.CHUNK_BYTES", 1)
+    assert_equal(want, run(program, x, engine, STATES))
+
+
+@pytest.mark.parametrize("engine", ["dense", "events", "auto"])
+def test_some_samples_held_in_time(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the batch that is the same at every step, and another that is not."""
+    monkeypatch.setattr("ranvier.sim.dense.CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr("ranvier.sim.events.CHUNK_BYTES", 1)
+    program = one_dense()
+    x = (np.random.default_rng(0).random((4, 3, 4)) < 0.5).astype(np.uint8)
+    x[:, 0] = x[0, 0]
+    assert_equal(run(program, x, "reference", STATES), run(program, x, engine, STATES))
+
+
+def test_the_check_finds_one_changed_state() -> None:
+    """The control of `assert_equal`."""
+    program = random_program(1)
+    x = random_input(program, 1)
+    a, b = (run(program, x, "reference", STATES) for _ in range(2))
+    name = list(program.populations)[-1]
+    b.trace[name].v[2, 1].flat[0] += 1
+    assert first_difference(a, b) == f"{name}.v{[2, 1, *[0] * len(program.output.shape)]}: " + (
+        f"{a.trace[name].v[2, 1].flat[0]} against {b.trace[name].v[2, 1].flat[0]}"
+    )
+    with pytest.raises(AssertionError):
+        assert_equal(a, b)
+
+
+@pytest.mark.parametrize("engine", ["dense", "events", "auto"])
+def test_wide_sums_take_the_wide_path(engine: str) -> None:
+    """Sums beyond 24, 32 and 53 bits: the proof must refuse the narrow types."""
+    for payload in (2**10, 2**20, 2**31 - 1):
+        entry = Population(name="in", shape=(1, 3, 3), lo=-payload, hi=payload)
+        conv = ConvMap(
+            weight=np.array([[[[254, -256, 128]]]]), in_shape=(1, 3, 3), out_shape=(1, 3, 1)
+        )
+        relay = Population(
+            name="r", shape=(1, 3, 1), cell=Cell(kind="relay"), lo=-(2**31), hi=2**31
+        )
+        out = Population(name="out", shape=(4,), cell=Cell(vth=1, du=0, reset="subtract"))
+        program = Program(
+            populations={"in": entry, "r": relay, "out": out},
+            projections={
+                "a": Projection(name="a", source="in", target="r", map=conv, exponent=15),
+                "b": Projection(
+                    name="b", source="r", target="out", exponent=15,
+                    map=DenseMap(weight=np.array([[254, 254, 254], [2, 0, 0], [-256, 4, 0], [0, 0, 2]])),
+                ),
+            },
+            readout=Readout(population="out"),
+        )  # fmt: skip
+        rng = np.random.default_rng(payload % 97)
+        x = rng.integers(-payload, payload + 1, (4, 3, 1, 3, 3))
+        assert_equal(run(program, x, "reference", STATES), run(program, x, engine, STATES))
+
+
+@pytest.mark.parametrize("join", ["vanilla", "sew", "or", "ms"])
+def test_benchmark_networks(join: str) -> None:
+    """A residual network of each kind, all engines, at the rate that was asked for."""
+    program = bench_nets.calibrated(
+        bench_nets.resnet(1, join, 2, 0), 0.1, bench_nets.random_spikes(
+            bench_nets.resnet(1, join, 2, 0), 0.1, 2)
+    )  # fmt: skip
+    x = bench_nets.random_spikes(program, 0.1, 2, seed=5)
+    want = run(program, x, "reference", ("spikes",))
+    for engine in ("dense", "events", "auto"):
+        got = run(program, x, engine, ("spikes",))
+        for name in program.populations:
+            assert_array_equal(got.trace[name].spikes, want.trace[name].spikes)
+        assert got.ledger.same_counts(want.ledger)
+    assert 0.05 < want.ledger.rate("block0.b" if join != "ms" else "block0.a") < 0.2
+
+
+def test_auto_measures_and_keeps_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ranvier.sim import auto
+
+    monkeypatch.setattr(auto, "SMALL", 0)
+    monkeypatch.setattr(auto, "TRIALS", 1)
+    program = random_program(3)
+    run(program, random_input(program, 1), "auto")
+    choices = auto.backend(program).choices
+    assert choices and all(c.way in auto.WAYS and c.trials == 1 for c in choices.values())
+    for choice in choices.values():
+        assert choice.way == min(choice.seconds, key=lambda k: choice.seconds[k])
+    before = {k: c.seconds.copy() for k, c in choices.items()}
+    run(program, random_input(program, 1), "auto")
+    assert {k: choices[k].seconds for k in before} == before
+
+
+def test_importing_sim_brings_in_neither_torch_nor_numba() -> None:
+    code = (
+        "import sys, ranvier.sim, ranvier.sim.runner, ranvier.sim.ledger\n"
+        "print([m for m in ('torch', 'numba', 'onnx', 'lava', 'snntorch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("seed", range(12))
+def test_cuda_equals_reference(kind: str, seed: int) -> None:
+    program = random_program(seed, **KINDS[kind])
+    x = random_input(program, seed)
+    want = run(program, x, "reference", STATES)
+    assert_equal(want, run(program, x, "dense", STATES, device="cuda"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_gpu_path_on_the_cpu(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU would run, patches and the torch scan, is plain torch: held here as well."""
+    from ranvier.sim import dense
+
+    program = random_program(seed, hot=seed % 2 == 0, cyclic=seed % 3 == 0)
+    x = random_input(program, seed)
+    want = run(program, x, "reference", STATES)
+    monkeypatch.setattr(dense, "convolve", dense.conv_by_patches)
+    monkeypatch.setattr(
+        dense,
+        "scan_cpu",
+        lambda plan, name, total, *rest: dense.backend(program)._scan_torch(
+            name, torch.as_tensor(total), *rest
+        ),
+    )
+    assert_equal(want, run(program, x, "dense", STATES))
