@@ -7,8 +7,12 @@ gives it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,6 +29,9 @@ from ranvier.deploy.program import ConvMap, Program
 from ranvier.train.errors import ShapeError, UnsupportedError
 
 _TARGET = "ranvier.deploy.lava_build:execute_all"
+_LOOK_S = 0.2  # how often the progress is looked at
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,17 @@ def run_lava(
     states: Sequence[str] = (),
     *,
     timeout_s: float | None = None,
+    progress: Progress | None = None,
 ) -> LavaRun:
     """The LavaRun of whole-number x `[time, sample, *shape]`; samples go through back to back.
 
     states     of "u" and "v": what is kept of every population besides what it sent
     timeout_s  wall time in seconds; by default ten times what the network should take
+    progress   called now and then with (Lava steps done, steps in all), from another thread
     Raises UnsupportedError for a Program that Lava would compute differently; LavaError where Lava
     is missing, fails or takes too long.
     """
-    return run_lava_many([(program, x)], states, timeout_s=timeout_s)[0]
+    return run_lava_many([(program, x)], states, timeout_s=timeout_s, progress=progress)[0]
 
 
 def run_lava_many(
@@ -76,13 +85,39 @@ def run_lava_many(
     states: Sequence[str] = (),
     *,
     timeout_s: float | None = None,
+    progress: Progress | None = None,
 ) -> list[LavaRun]:
     """`run_lava` of several (program, x), one network after the other in one guarded process."""
     plans = [_plan(program, x, tuple(states)) for program, x in jobs]
     needed = [expected_seconds(p, plan) for (p, _), plan in zip(jobs, plans, strict=True)]
-    payload = {"plans": [plan.to_data() for plan in plans]}
-    answer = run_guarded(_TARGET, payload, timeout_s=timeout_s or 60 + sum(needed))
+    with _watched(progress, sum(plan.steps for plan in plans)) as file:
+        payload = {"plans": [plan.to_data() for plan in plans], "progress": file}
+        answer = run_guarded(_TARGET, payload, timeout_s=timeout_s or 60 + sum(needed))
     return [_collect(p, x, rows) for (p, x), rows in zip(jobs, answer["runs"], strict=True)]
+
+
+@contextlib.contextmanager
+def _watched(progress: Progress | None, total: int) -> Iterator[str | None]:
+    """A file that grows by a byte each step, watched by a thread that calls `progress`."""
+    if progress is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="ranvier-lava-") as folder:
+        file, over = Path(folder, "steps"), threading.Event()
+        file.touch()
+
+        def watch() -> None:
+            while not over.wait(_LOOK_S):
+                progress(min(total, file.stat().st_size), total)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield str(file)
+        finally:
+            over.set()
+            thread.join()
+    progress(total, total)
 
 
 def _plan(program: Program, x: np.ndarray, states: tuple[str, ...]) -> Plan:

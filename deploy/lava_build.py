@@ -31,8 +31,15 @@ _TAPED = {LIFReset: TapedLifReset, GradedVec: TapedGradedVec}
 
 
 def execute_all(payload: dict[str, Any]) -> dict[str, Any]:
-    """{"runs": [what each plan of payload["plans"] recorded]}; one network after the other."""
+    """{"runs": [what each plan of payload["plans"] recorded]}; one network after the other.
+
+    progress  of the payload: None, or a file whose size will be the steps done
+    """
     _remember_models()
+    for plan in payload["plans"]:
+        for _, kind, args in plan["nodes"]:
+            if kind == "source":
+                args["progress"] = payload["progress"]
     return {"runs": [execute(plan) for plan in payload["plans"]]}
 
 

@@ -287,7 +287,10 @@ def test_the_engine_takes_floats_and_gives_floats(rng):
     matrix = DenseMap(weight=even(rng, 3, 5))
     made = program((5,), [("a", (3,), Cell(vth=9))], [("in", "a", matrix)])
     x = (rng.random((6, 2, 5)) < 0.5).astype(float)
-    found, expected = run(made, x, engine="lava"), run(made, x, engine="reference")
+    calls = []
+    found = run(made, x, engine="lava", progress=lambda *steps: calls.append(steps))
+    expected = run(made, x, engine="reference")
+    assert calls == sorted(calls) and calls[-1] == (13, 13)  # two samples of 6, and the depth
     assert found.engine == "lava" and len(found.trace) == 0
     assert first_difference(found, expected) is None
     assert n_different(found, expected) == (0, 0)

@@ -16,7 +16,10 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 
 class Source(AbstractProcess):
-    """Sends data[t - 1] in step t, and zeros after its end; data is `[step, *shape]`, int32."""
+    """Sends data[t - 1] in step t, and zeros after its end; data is `[step, *shape]`, int32.
+
+    progress  a file to which it adds a byte each step: its size is the steps done
+    """
 
     def __init__(self, *, data: np.ndarray, **options: Any) -> None:
         super().__init__(data=data, **options)
@@ -31,6 +34,9 @@ class PySource(PyLoihiProcessModel):
 
     def run_spk(self) -> None:
         data, now = self.proc_params["data"], self.time_step - 1
+        if progress := self.proc_params.get("progress"):
+            with open(progress, "ab") as file:
+                file.write(b".")
         self.s_out.send(data[now] if now < len(data) else np.zeros_like(data[0]))
 
 
