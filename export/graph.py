@@ -216,7 +216,7 @@ def detail(node: Node) -> str:
             return node.kind
         case _:
             plain = {k: v for k, v in own_fields(node).items() if isinstance(v, (str, int, tuple))}
-            return " ".join(f"{k} {v}" for k, v in plain.items() if k != "shape")
+            return " ".join(f"{k} {v}" for k, v in plain.items() if k != "shape" and v is not False)
 
 
 def check_lowered(graph: Graph) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ranvier.export.graph import Graph
-from ranvier.export.neurons import Membrane
+from ranvier.export.neurons import Membrane, NeuronModel, SlidingWindow, Threshold
 from ranvier.export.nodes import Neuron
 from ranvier.export.trace_plan import Plan, as_given, chosen, is_ours, rested, time_first
 from ranvier.export.trace_record import Chain
@@ -74,18 +74,24 @@ def verified(graph: Graph, net: nn.Module, x: Tensor, plan: Plan, chains: list[C
     """
     double = _runs_in_double(net, x, plan)
     generator = torch.Generator().manual_seed(0)
-    ties = n_spikes = 0
-    for gain in (0.0, 1.0, 4.0):
-        if gain > 1.0 and n_spikes:
-            break  # only a silent network needs a louder input
+    ties = 0
+    fired: dict[str, int] = {}
+    for gain in (0.0, 1.0, 8.0):
+        if gain > 1.0 and fired and all(fired.values()):
+            break  # only silent populations need a louder input
         for _ in range(TRIES):
             given = x if gain == 0.0 else random_like(x, plan, graph, gain, generator)
-            tie, n = _compare(graph, net, given, plan, chains, double)
-            n_spikes += n
+            tie, counts = _compare(graph, net, given, plan, chains, double)
+            fired = {k: fired.get(k, 0) + n for k, n in counts.items()} or fired
             ties += tie
             if not tie or gain == 0.0:
                 break
-    found = {"spikes": n_spikes, "ties": ties, "dtype": "float64" if double else "float32"}
+    found = {
+        "spikes": sum(fired.values()),
+        "silent": sum(n == 0 for n in fired.values()),  # populations that never fired
+        "ties": ties,
+        "dtype": "float64" if double else "float32",
+    }
     return replace(graph, meta={**graph.meta, "verified": found})
 
 
@@ -156,8 +162,8 @@ def _outputs(net: nn.Module, x: Tensor, plan: Plan) -> Tensor:
 
 def _compare(
     graph: Graph, net: nn.Module, x: Tensor, plan: Plan, chains: list[Chain], double: bool
-) -> tuple[bool, int]:
-    """(whether a tie spoilt the comparison, spikes compared); raises where they differ."""
+) -> tuple[bool, dict[str, int]]:
+    """(whether a tie spoilt the comparison, population -> spikes); raises where they differ."""
     n = graph.steps or STEPS
     if not plan.loop and x.ndim == len(graph.inputs[0].shape) + 1:
         x = x[None].repeat(n, *[1] * x.ndim)
@@ -176,14 +182,14 @@ def _compare(
         node = cast(Neuron, graph[name])
         differ = kept[name][t] != theirs.spikes[name][t]
         if _is_tie(node, kept[node.inputs[0]][: t + 1], differ, 1e-6 if double else 1e-4):
-            return True, 0
+            return True, {}
         raise UnsupportedError(
             f"trace: graph and module part at '{name}' ({node.source or 'no line'}), step {t}: "
             f"{int(differ.sum())} of {differ.numel()} spikes differ. Look there for a value "
             "read out of torch (.item(), numpy), or a state that stands outside the neurons"
         )
     _compare_outputs(theirs.output, output, plan, double)
-    return False, sum(int(s.sum()) for s in theirs.spikes.values())
+    return False, {name: int(theirs.spikes[name].sum()) for name in names}
 
 
 def _compare_outputs(theirs: Tensor, ours: Tensor, plan: Plan, double: bool) -> None:
@@ -225,9 +231,24 @@ def _first_difference(
 
 def _is_tie(node: Neuron, currents: Tensor, differ: Tensor, within: float) -> bool:
     """Whether the membranes that differ met their threshold to within rounding."""
-    model = node.model
-    if not isinstance(model, Membrane):
+    model: Any = node.model
+    threshold = torch.as_tensor(getattr(model, "v_threshold", 0.0), dtype=currents.dtype)
+    h = _compared(model, currents)
+    if h is None:
         return False
+    distance = (h - threshold).abs() / threshold.abs().clamp(min=1.0)
+    return bool((distance[differ] < within).all())
+
+
+def _compared(model: NeuronModel, currents: Tensor) -> Tensor | None:
+    """What the model compares with its threshold at the last of these steps."""
+    if isinstance(model, Threshold):
+        return currents[-1]
+    if isinstance(model, SlidingWindow):
+        seen = zip(model.taps[::-1], reversed(list(currents)), strict=False)
+        return torch.stack([float(w) * x for w, x in seen]).sum(0)
+    if not isinstance(model, Membrane):
+        return None
     state = model.initial(currents[0])
     for x in currents[:-1]:
         _, state = model.step(state, x)
@@ -237,6 +258,5 @@ def _is_tie(node: Neuron, currents: Tensor, differ: Tensor, within: float) -> bo
     else:
         last = replace(model, timing="discard" if model.timing == "discard" else "delayed")
     _, state = last.step(state, currents[-1])
-    threshold = torch.as_tensor(model.v_threshold, dtype=currents.dtype)
-    distance = (state["v"] - threshold).abs() / threshold.abs().clamp(min=1.0)
-    return bool((distance[differ] < within).all())
+    h: Tensor = state["v"]
+    return h

@@ -332,3 +332,23 @@ def test_unused_populations_are_named() -> None:
     graph = trace(Net(forward), sample())
     assert graph.meta["unused"] == ["lif2"]
     assert [n.name for n in graph if isinstance(n, Neuron)] == ["lif1"]
+
+
+def test_a_membrane_at_its_threshold_is_a_tie_not_an_error() -> None:
+    """Ten tenths are one, or not quite: the order of the sum decides, and proves nothing."""
+    from ranvier.export.trace_verify import _is_tie
+
+    currents = torch.full((10, 1, 2), 0.1, dtype=torch.float64)
+    currents[:, :, 1] = 0.2
+    node = Neuron(name="n", inputs=("x",), model=LIF(beta=1.0, v_threshold=1.0, reset="subtract"))
+    at = torch.tensor([[True, False]])
+    assert _is_tie(node, currents, at, 1e-6)
+    assert not _is_tie(node, currents[:9], at, 1e-6)  # 0.9 is no tie
+    assert not _is_tie(node, currents[:7], ~at, 1e-6)  # 1.4 neither
+
+
+def test_verification_says_what_it_saw() -> None:
+    forward = loop(lambda net, x, mem, t: net.lif1(net.fc1(x), mem))
+    verified = trace(Net(forward), sample()).meta["verified"]
+    assert verified["spikes"] > 0 and verified["silent"] == 0 and verified["ties"] == 0
+    assert verified["dtype"] == "float64"
