@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +147,16 @@ def run_onnx(
 
 
 def _session(path: str | os.PathLike[str], threads: int) -> Any:
+    """A session on the file as it is now; the last few are kept, since making one takes a while."""
+    try:
+        now = os.stat(path)
+    except OSError as error:
+        raise FormatError(f"onnx: cannot read '{path}': {error.strerror or error}") from error
+    return _made(str(Path(path).resolve()), now.st_mtime_ns, now.st_size, now.st_ino, threads)
+
+
+@lru_cache(maxsize=4)
+def _made(path: str, mtime: int, size: int, inode: int, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -308,3 +308,42 @@ def test_planes_add_up_to_the_weights(lo, hi):
         )
     with pytest.raises(UnsupportedError):
         planes(np.array([256]))
+
+
+# networks of the repository, traced from torch
+
+
+def traced(name, **config):
+    """A network whose norms have seen data, so that its layers spike, and its Graph."""
+    import torch
+
+    from ranvier.export import trace
+    from ranvier.train import create_model
+
+    torch.manual_seed(0)
+    net = create_model(name, num_classes=10, steps=4, **config)
+    size = config["image_size"]
+    x = torch.rand(4, config["in_channels"], size, size)
+    with torch.no_grad():
+        for _ in range(5):
+            net.train()(x)
+    return net.eval(), trace(net.eval(), x[:2]), x
+
+
+@pytest.mark.parametrize("join", ["vanilla", "sew", "sew-and", "sew-iand", "ms", "or"])
+def test_residual_networks_spike_as_in_torch(join, tmp_path):
+    """torch -> Graph -> NIR -> Graph -> ONNX: every population's spikes, counted."""
+    from ranvier.export.nir_file import read_nir, write_nir
+
+    _, graph, x = traced("resnet8", join=join, in_channels=2, image_size=16)
+    write_nir(graph, tmp_path / "a.nir")
+    assert graph.diff(back := read_nir(tmp_path / "a.nir")) == []
+    series = np.repeat(x.numpy()[None], 4, axis=0)
+    names = tuple(n.name for n in back.populations if n.model.binary)
+    _, kept = back.run(series, record=names)
+    last = [n for n in names if kept[n].mean() > 0.001][-1]
+    watching = back.with_nodes([*back, Output(name="watch", inputs=(last,))])
+    write_onnx(watching, tmp_path / "a.onnx", steps=4)
+    found = run_onnx(tmp_path / "a.onnx", series, output="output.watch")
+    # sums are taken in another order: a v within rounding of its threshold may fall on either side
+    assert (found != kept[last]).mean() < 1e-3
