@@ -131,7 +131,7 @@ class Scatter:
         self.weight = np.ascontiguousarray(laid.reshape(-1).astype(kind))
         self.k_size = self.weight.size // self.c_in
         near = NEAR // max(1, self.k_size * self.weight.itemsize)
-        self.c_block = self.c_in if self.weight.nbytes <= 2 * NEAR else max(32, near)
+        self.c_block = self.c_in if self.weight.nbytes <= 2 * NEAR else max(32, near // 8 * 8)
 
     def add(self, message: np.ndarray, acc: np.ndarray, clear: bool) -> None:
         """acc `[rows, n_out]` += what message `[rows, n_in]` drives (or = where `clear`)."""
@@ -153,9 +153,12 @@ class Scatter:
         runs = self.runs
         rows = len(message)
         r_block = min(max(1, NEAR // (acc.shape[1] * acc.itemsize)), 64, max(1, rows // 8))
-        kernel = events_kernels.scatter(not self.binary)
+        shaped = message.reshape(rows, self.positions, self.c_in)
+        in_words = self.binary and self.c_in // self.groups % 8 == 0 and self.c_block % 8 == 0
+        kind = "words" if in_words else "bytes" if self.binary else "graded"
+        kernel = events_kernels.scatter(kind)
         kernel(
-            message.reshape(rows, self.positions, self.c_in), acc, clear, self.weight, self.k_size,
+            shaped.view(np.uint64) if in_words else shaped, acc, clear, self.weight, self.k_size,
             runs.first, runs.out, runs.at, runs.length, self.groups, self.per_out, self.c_block,
             r_block,
         )  # fmt: skip

@@ -44,24 +44,68 @@ def _add_times(acc, o, weight, a, n, value):  # type: ignore[no-untyped-def]
 
 
 @njit  # type: ignore[misc, unused-ignore]
-def _add_all(acc, o, weight, at, starts, k, n):  # type: ignore[no-untyped-def]
-    """Adds the runs of k spikes, four at a time."""
+def _add_all(acc, base, weight, starts, k, q_0, q_1, runs):  # type: ignore[no-untyped-def]
+    """Adds the runs q_0..q_1 of k spikes, four spikes at a time."""
+    run_out, run_at, run_len = runs
     j = 0
     while j + 4 <= k:
         a, b, c, d = starts[j], starts[j + 1], starts[j + 2], starts[j + 3]
-        _add_4(acc, o, weight, a + at, b + at, c + at, d + at, n)
+        for q in range(q_0, q_1):
+            o, n, at = word(run_out[q] + base), word(run_len[q]), word(run_at[q])
+            _add_4(acc, o, weight, a + at, b + at, c + at, d + at, n)
         j += 4
     if j + 2 <= k:
-        _add_2(acc, o, weight, starts[j] + at, starts[j + 1] + at, n)
+        a, b = starts[j], starts[j + 1]
+        for q in range(q_0, q_1):
+            o, n, at = word(run_out[q] + base), word(run_len[q]), word(run_at[q])
+            _add_2(acc, o, weight, a + at, b + at, n)
         j += 2
     if j < k:
-        _add_1(acc, o, weight, starts[j] + at, n)
+        a = starts[j]
+        for q in range(q_0, q_1):
+            o, n, at = word(run_out[q] + base), word(run_len[q]), word(run_at[q])
+            _add_1(acc, o, weight, a + at, n)
+
+
+@njit  # type: ignore[misc, unused-ignore]
+def _add_graded(acc, base, weight, starts, values, k, q_0, q_1, runs):  # type: ignore[no-untyped-def]
+    """As `_add_all`, each message times its value."""
+    run_out, run_at, run_len = runs
+    for j in range(k):
+        for q in range(q_0, q_1):
+            o, n, at = word(run_out[q] + base), word(run_len[q]), word(run_at[q])
+            _add_times(acc, o, weight, starts[j] + at, n, values[j])
+
+
+@njit  # type: ignore[misc, unused-ignore]
+def _list_bytes(row, c_0, c_1, k_size, starts):  # type: ignore[no-untyped-def]
+    """Lists where the weights of the spikes in row[c_0:c_1] start; how many there are."""
+    k = 0
+    for c in range(c_0, c_1):
+        starts[k] = c * k_size
+        k += row[c] != 0
+    return k
+
+
+@njit  # type: ignore[misc, unused-ignore]
+def _list_words(row, c_0, c_1, k_size, starts):  # type: ignore[no-untyped-def]
+    """As `_list_bytes`, from words of eight spikes; words without any are passed over."""
+    k = 0
+    for i in range(c_0 >> 3, c_1 >> 3):
+        eight = row[i]
+        if eight != 0:
+            start = i * 8 * k_size
+            for j in range(8):
+                starts[k] = start + j * k_size
+                k += (eight >> word(8 * j)) & word(1)
+    return k
 
 
 @functools.cache
-def scatter(graded: bool) -> Callable[..., None]:
+def scatter(kind: str) -> Callable[..., None]:
     """The kernel that adds what messages drive: a convolution, or a dense layer as one of 1x1.
 
+    kind  "graded", "bytes" (plain spikes), or "words" (plain spikes, the message seen as uint64)
     message `[rows, positions, c_in]`;  acc `[rows, n_out]`, set to zero first if `clear`;
     weight flat, `k_size` a channel;  first `[positions + 1]` into run_out, run_at, run_len: where a
     run starts in acc (of group 0) and in a channel's weights, and how long it is;  groups, and
@@ -69,40 +113,47 @@ def scatter(graded: bool) -> Callable[..., None]:
     weights stay near;  r_block rows make a task.
     """
 
+    graded, words = kind == "graded", kind == "words"
+
     def kernel(  # type: ignore[no-untyped-def]
         message, acc, clear, weight, k_size, first, run_out, run_at, run_len, groups, per_out,
         c_block, r_block,
     ):  # fmt: skip
         rows, positions, c_in = message.shape
+        c_in = c_in * 8 if words else c_in
         per_in = c_in // groups
+        runs = (run_out, run_at, run_len)
         for task in prange((rows + r_block - 1) // r_block):
-            starts = np.empty(c_in, np.uint64)
-            values = np.empty(c_in, np.int32)
+            starts = np.empty(c_in + 1, np.uint64)
+            values = np.empty(c_in + 1, np.int32)
             r_0, r_1 = task * r_block, min(rows, (task + 1) * r_block)
             if clear:
                 acc[r_0:r_1] = 0
             for g in range(groups):
+                base = g * per_out
                 for c_0 in range(g * per_in, (g + 1) * per_in, c_block):
                     c_1 = min((g + 1) * per_in, c_0 + c_block)
                     for r in range(r_0, r_1):
+                        sums = acc[r]
                         for p in range(positions):
                             row = message[r, p]
-                            k = 0
-                            for c in range(c_0, c_1):
-                                starts[k] = c * k_size
-                                if graded:
+                            if graded:
+                                k = 0
+                                for c in range(c_0, c_1):
+                                    starts[k] = c * k_size
                                     values[k] = row[c]
-                                k += row[c] != 0
+                                    k += row[c] != 0
+                            elif words:
+                                k = _list_words(row, c_0, c_1, k_size, starts)
+                            else:
+                                k = _list_bytes(row, c_0, c_1, k_size, starts)
                             if k == 0:
                                 continue
-                            for q in range(first[p], first[p + 1]):
-                                o, n = word(run_out[q] + g * per_out), word(run_len[q])
-                                at = word(run_at[q])
-                                if graded:
-                                    for j in range(k):
-                                        _add_times(acc[r], o, weight, starts[j] + at, n, values[j])
-                                else:
-                                    _add_all(acc[r], o, weight, at, starts, k, n)
+                            q_0, q_1 = first[p], first[p + 1]
+                            if graded:
+                                _add_graded(sums, base, weight, starts, values, k, q_0, q_1, runs)
+                            else:
+                                _add_all(sums, base, weight, starts, k, q_0, q_1, runs)
 
     return njit(parallel=True, cache=True, nogil=True)(kernel)
 

@@ -1,0 +1,75 @@
+"""The benchmark's own honesty: sides do the same work, equality is checked, rows are complete."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from ranvier.sim import bench, bench_nets
+from ranvier.sim.bench_float import StepLoop
+from ranvier.sim.runner import run
+from ranvier.train.errors import RangeError, RanvierError
+
+
+def small(join: str = "vanilla"):
+    program = bench_nets.resnet(1, join, 4, 0)
+    return bench_nets.calibrated(program, 0.15, bench_nets.random_spikes(program, 0.15, 4))
+
+
+@pytest.mark.parametrize("join", ["vanilla", "sew", "or", "ms"])
+def test_the_float_loop_is_the_same_network(join: str) -> None:
+    """Decays round in integers and not in floats, so spikes differ in few places, rates hardly."""
+    program = small(join)
+    x = bench_nets.random_spikes(program, 0.15, 8, seed=3)
+    want = run(program, x, "dense", ("spikes",))
+    loop = StepLoop(program)
+    total, rates = loop(x)
+    for name in program.populations:
+        if program.populations[name].graded or name == "out":
+            continue  # ten outputs are too few for a rate
+        assert abs(rates[name] - (np.asarray(want.trace[name].spikes[-1]) != 0).mean()) < 0.02, name
+    ours = np.asarray(want.trace["out"].spikes, np.int64).sum(0)
+    assert (np.abs(total.numpy() - ours) <= 1).mean() > 0.9
+
+
+def test_rows(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        bench_nets.NETS, "tiny", lambda steps, seed: bench_nets.resnet(1, "vanilla", steps, seed)
+    )
+    seen: list[bench.Row] = []
+    out = tmp_path / "rows.csv"
+    rows = bench.run_suite(["tiny"], [0.1], steps=2, batch=2, rounds=2, out=out, show=seen.append)
+    assert rows == seen and {r.side for r in rows} == set(bench.SIDES)
+    assert all(r.synops == rows[0].synops > 0 and r.peak_mb > 10 for r in rows)
+    with open(out, newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [r["side"] for r in table] == [r.side for r in rows]
+    assert all("x" in bench.line(r) for r in rows)
+
+
+def test_engines_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a kernel that loses a spike must not get a row."""
+    from ranvier.sim import dense
+
+    right = dense.scan_cpu
+
+    def wrong(*args, **kwargs):
+        done = right(*args, **kwargs)
+        done.sent.view(-1)[0] ^= 1
+        return done
+
+    program = small()
+    x = bench_nets.random_spikes(program, 0.1, 2)
+    bench.agreed(program, x, ["dense"])
+    monkeypatch.setattr(dense, "scan_cpu", wrong)
+    with pytest.raises(RanvierError, match="dense and the reference differ in 'stem'"):
+        bench.agreed(program, x, ["dense"])
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(RangeError, match="side 'gpu' is none of dense"):
+        bench.run_suite(["mlp"], [0.1], ["gpu"])
+    with pytest.raises(RangeError, match="net 'lenet' is none of mlp, vgg9"):
+        bench.run_suite(["lenet"], [0.1])
