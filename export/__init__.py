@@ -9,6 +9,9 @@ from typing import Any
 # would put the module where the function belongs.
 _HOME = {
     "Graph": "graph",
+    "infer_domains": "domains",
+    "verdicts": "domains",
+    "binary_only": "domains",
     "trace": "tracer",
     "to_snntorch": "to_torch",
     "read_nir": "nir_file",

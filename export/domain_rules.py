@@ -81,6 +81,8 @@ class Domain:
     def __str__(self) -> str:
         if self.kind in ("binary", "ternary"):
             return self.kind if self.hi > self.lo else f"always {self.lo:g}"
+        if not (math.isfinite(self.lo) or math.isfinite(self.hi)):
+            return self.kind
         span = f"{self.kind} {self.lo:.4g}..{self.hi:.4g}"
         if self.grid is None or self.kind == "integer":
             return span

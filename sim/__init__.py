@@ -10,6 +10,7 @@ from typing import Any
 _HOME = {
     "run": "runner",
     "compare": "comparison",
+    "study_residual": "study",
     "evaluate": "stream",
     "energy": "energy_models",
     "algorithmic": "operations",

@@ -40,6 +40,8 @@ def short(domain: Domain) -> str:
     """
     if domain.kind in ("binary", "ternary"):
         return domain.kind if domain.hi > domain.lo else f"always {domain.lo:g}"
+    if np.isinf(domain.lo) and np.isinf(domain.hi):
+        return domain.kind
     return f"{domain.kind} {_bound(domain.lo)}..{_bound(domain.hi)}"
 
 

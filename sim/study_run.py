@@ -30,7 +30,8 @@ class Setup:
 
     model     a name of list_models(); joins and shortcuts vary, the rest is `options`
     train     settings of the training (train/settings.py); the seed is added for each run
-    limit     test samples at most (None: all); ladder_limit, advice_limit as in `compare`
+    limit     test samples at most (None: all), train_limit the same for training samples
+    ladder_limit, advice_limit   as in `compare`
     """
 
     dataset: str = "digits"
@@ -40,6 +41,7 @@ class Setup:
     train: Mapping[str, Any] = field(default_factory=dict)
     weight_bits: int = 8
     limit: int | None = None
+    train_limit: int | None = None
     ladder_limit: int = 64
     advice_limit: int = 0
     data_dir: str | None = None
@@ -79,7 +81,7 @@ def run_one(setup: Setup, variant: str, seed: int, folder: Path) -> dict[str, An
     from ranvier.train import load_dataset
 
     where = {"data_dir": setup.data_dir, "size": setup.size}
-    train_set = load_dataset(setup.dataset, split="train", **where)
+    train_set = load_dataset(setup.dataset, split="train", limit=setup.train_limit, **where)
     test_set = load_dataset(setup.dataset, split="test", limit=setup.limit, **where)
     net = build(setup, variant, seed, train_set)
     begin = time.perf_counter()
