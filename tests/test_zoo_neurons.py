@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
+from ranvier.train.neuron_speed import NEURONS as TIMED
+from ranvier.train.neuron_speed import speed_table
 from ranvier.train.neurons import CUBA, LIF
 from ranvier.train.neurons_paralif import (
     FIRING,
@@ -362,3 +364,8 @@ def test_recurrence_by_hand():
 def test_bad_parameters_are_refused(make):
     with pytest.raises(RangeError):
         make()
+
+
+def test_the_speed_table_has_a_cell_for_each_neuron_and_length():
+    lines = speed_table(steps=(2, 4), values=64, repeats=1).splitlines()
+    assert len(lines) == 3 + len(TIMED) and all(line.count("|") == 4 for line in lines)
