@@ -80,7 +80,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 .sortable td{padding:7px 10px;border-bottom:1px solid var(--line);vertical-align:top}
 .sortable tbody tr:last-child td{border-bottom:0}
 .sortable tbody tr:hover{background:color-mix(in srgb,var(--accent) 6%,transparent)}
-td.right{text-align:right;white-space:nowrap}td.center,th.center{text-align:center}
+td:first-child{white-space:nowrap}td.right{text-align:right;white-space:nowrap}td.center,th.center{text-align:center}
 .spread{display:block;font-size:12px;color:var(--soft)}
 .tone{font-weight:500}
 .tone.good{color:var(--good)}.tone.warn{color:var(--warn)}.tone.bad{color:var(--bad)}

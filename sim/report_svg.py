@@ -177,12 +177,12 @@ def _meter(resource: Section) -> str:
 
 
 def bars(section: Section) -> str:
-    """Horizontal bars in groups; each group has its own scale where units differ, else one for all."""
+    """Horizontal bars; each group has its own scale, since models do not compare."""
     from ranvier.sim.report import badge
 
-    top = max((b["value"] or 0.0 for g in section["groups"] for b in g["bars"]), default=0.0) or 1.0
     drawn = []
     for i, group in enumerate(section["groups"]):
+        top = max((b["value"] or 0.0 for b in group["bars"]), default=0.0) or 1.0
         rows = []
         for bar in group["bars"]:
             value = bar["value"]

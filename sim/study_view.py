@@ -233,13 +233,15 @@ def _reasons(study: Study) -> parts.Section:
     columns = [
         parts.column("variant", "join"),
         parts.column("n", "layers that take more than spikes", "d"),
-        parts.column("breaks", "the first of them"),
+        parts.column("breaks", "the first of them", basis="inferred"),
         parts.column(
-            "divergence", "first value in which the chip leaves the float network (first seed)"
+            "divergence",
+            "first value in which the chip leaves the float network (first seed)",
+            basis="simulated",
         ),
-        parts.column("last", "spikes kept in the last population", ".1%"),
+        parts.column("last", "spikes kept in the last population", ".1%", basis="simulated"),
     ]
-    return parts.table("Why", columns, rows, basis="inferred")
+    return parts.table("Why", columns, rows)
 
 
 def _alternatives(study: Study) -> parts.Section:
@@ -349,6 +351,8 @@ def _patterns(study: Study) -> list[parts.Section]:
     for variant in study.variants:
         for run in study.of(variant):
             pruning = run.get("pruning")
+            if not run["pattern_ssim"] and not pruning:
+                continue  # no two blocks of one shape in a row, and no OR
             rows.append({
                 "variant": variant, "seed": run["seed"],
                 "ssim": mean(list(run["pattern_ssim"].values())),
@@ -364,7 +368,8 @@ def _patterns(study: Study) -> list[parts.Section]:
         parts.column("dropped", "OR branches at rate zero", "d", help="dropped by natural pruning"),
         parts.column("same", "output without them equal to the bit"),
     ]  # fmt: skip
-    return [parts.table("Firing patterns and natural pruning", columns, rows, basis="simulated")]
+    title = "Firing patterns and natural pruning"
+    return [parts.table(title, columns, rows, basis="simulated")] if rows else []
 
 
 def _runs(study: Study) -> parts.Section:
