@@ -37,6 +37,7 @@ class Row:
     spread          (slowest - fastest) / median
     ratio_snntorch  how many times faster than the snntorch loop in the same rounds
     peak_mb         most memory that the process has held until then
+    load            the machine's load average when the row was made: above its cores, others ran too
     """
 
     net: str
@@ -54,6 +55,8 @@ class Row:
     ratio_snntorch: float
     equal: str
     peak_mb: float
+    threads: int
+    load: float
     commit: str
     machine: str
     versions: str
@@ -197,8 +200,16 @@ def _row(
     return Row(
         name, rate, side, batch, steps, spikes, synops, seconds, round(spread, 3), batch / seconds,
         synops / seconds, 1000 * seconds / (batch * steps), round(ratio, 2), equal, round(peak, 1),
-        commit(), machine(), versions(),
+        threads(), round(os.getloadavg()[0], 1), commit(), machine(), versions(),
     )  # fmt: skip
+
+
+def threads() -> int:
+    """Threads that torch and numba may use."""
+    import numba
+    import torch
+
+    return min(torch.get_num_threads(), numba.get_num_threads())
 
 
 def commit() -> str:

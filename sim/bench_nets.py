@@ -118,8 +118,10 @@ def mlp(steps: int, seed: int) -> Program:
     return b.program(steps)
 
 
-def resnet(n: int, join: str, steps: int, seed: int) -> Program:
-    """CIFAR ResNet 6n+2 (16, 32, 64 channels); shortcuts that change shape are 1x1 convolutions.
+def resnet(
+    n: int, join: str, steps: int, seed: int, widths: tuple[int, ...] = (16, 32, 64)
+) -> Program:
+    """CIFAR ResNet, n blocks a stage; shortcuts that change shape are 1x1 convolutions.
 
     join  vanilla: the shortcut's spikes enter the block's last neurons; sew: sums of spikes, each
           source projecting separately; or: a population of logic neurons; ms: currents, which a
@@ -127,9 +129,9 @@ def resnet(n: int, join: str, steps: int, seed: int) -> Program:
     """
     b = Builder.of(CIFAR, seed)
     block = {"vanilla": _vanilla, "sew": _sew, "or": _or, "ms": _ms}[join]
-    carried = [_stem(b, join)]
+    carried = [_stem(b, join, widths[0])]
     for i, (width, stride) in enumerate(
-        (16 << stage, 2 if stage and not k else 1) for stage in range(3) for k in range(n)
+        (w, 2 if stage and not k else 1) for stage, w in enumerate(widths) for k in range(n)
     ):
         carried = block(b, f"block{i}", carried, width, stride)
     if join == "ms":
@@ -138,9 +140,9 @@ def resnet(n: int, join: str, steps: int, seed: int) -> Program:
     return b.program(steps)
 
 
-def _stem(b: Builder, join: str) -> str:
+def _stem(b: Builder, join: str, width: int) -> str:
     relay = Cell(kind="relay") if join == "ms" else None
-    return b.neurons("stem", [b.conv("input", 16)], relay)
+    return b.neurons("stem", [b.conv("input", width)], relay)
 
 
 def _shortcut(b: Builder, source: str, width: int, stride: int) -> tuple[str, LinearMap]:
@@ -191,6 +193,7 @@ NETS: dict[str, Callable[[int, int], Program]] = {
         for n in (3, 5)
         for join in ("vanilla", "sew", "or", "ms")
     },
+    "resnet18-vanilla": functools.partial(resnet, 2, "vanilla", widths=(64, 128, 256, 512)),
 }
 
 
