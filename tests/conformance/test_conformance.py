@@ -45,7 +45,7 @@ def test_fixed_seeds_and_new_ones():
 
 
 def test_engines_on_more_seeds():
-    tally = check(map(job, range(1000, 1060)), lava=False)
+    tally = check(map(job, range(1000, 1025)), lava=False)
     assert sum(tally.mismatches.values()) == 0, str(tally)
 
 
