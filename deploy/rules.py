@@ -54,20 +54,23 @@ class Context:
         ]
         return self.graph.with_nodes(nodes)
 
-    @cached_property
-    def compiled(self) -> Program | RanvierError:
-        """The program, quickly made (no search, no calibration), or why there is none."""
+    def _compiled(self, joins: Literal["linear", "graded"]) -> Program | RanvierError:
         from ranvier.deploy.compiler import compile
 
-        if any(isinstance(n, Opaque) for n in self.graph):
-            return RanvierError("the graph holds nodes that no chip can run")
         try:
             return compile(
-                self.bounded, self.chip, None, self.weight_bits, "linear", search=False,
+                self.bounded, self.chip, None, self.weight_bits, joins, search=False,
                 bias_correction=False,
             )  # fmt: skip
         except RanvierError as error:
             return error
+
+    @cached_property
+    def compiled(self) -> Program | RanvierError:
+        """The program, quickly made (no search, no calibration), or why there is none."""
+        if any(isinstance(n, Opaque) for n in self.graph):
+            return RanvierError("the graph holds nodes that no chip can run")
+        return self._compiled("linear")
 
     @property
     def program(self) -> Program | None:
@@ -75,11 +78,24 @@ class Context:
 
     @cached_property
     def placed(self) -> Placement | CapacityError | None:
-        """The placement, the reason why it does not fit, or None where there is no program."""
+        """The placement, the reason why it does not fit, or None where there is no program.
+
+        Joins are linear; where that does not fit one chip, graded ones are tried as well."""
         if self.program is None:
             return None
+        found = self._placed(self.program)
+        if isinstance(found, Placement) and found.n_chips == 1 or not self.chip.graded:
+            return found
+        other = self._compiled("graded")
+        again = self._placed(other) if isinstance(other, Program) else None
+        if not isinstance(again, Placement):
+            return found
+        fewer = isinstance(found, Placement) and found.n_cores <= again.n_cores
+        return found if fewer else again
+
+    def _placed(self, program: Program) -> Placement | CapacityError | None:
         try:
-            return place(self.program, self.chip, max_chips=10**6, solver="greedy")
+            return place(program, self.chip, max_chips=10**6, solver="greedy")
         except CapacityError as error:
             return error
         except RanvierError:  # a lack of the chip, which has rules of its own
