@@ -41,6 +41,23 @@ class ConvLin:
         return (self.weight.shape[0], *(window(*a) for a in axes))
 
     @property
+    def zero_outside(self) -> bool:
+        """Whether the map, continued past its borders, gives zeros there: then it may be padded.
+
+        So it is where windows neither overlap nor leave a rest, as in pooling by whole tiles."""
+        if self.padding != (0, 0):
+            return False
+        axes = zip(
+            self.in_shape[1:],
+            self.weight.shape[2:],
+            self.stride,
+            self.dilation,
+            self.out_shape[1:],
+            strict=True,
+        )
+        return all(d * (k - 1) < s and out * s >= n for n, k, s, d, out in axes)
+
+    @property
     def pointwise(self) -> bool:
         return self.weight.shape[2:] == (1, 1) and self.padding == (0, 0)
 
@@ -175,8 +192,8 @@ def ungrouped(conv: ConvLin) -> np.ndarray:
 
 
 def _conv_after_conv(b: ConvLin, a: ConvLin) -> ConvLin | None:
-    """One convolution, if the padding allows it: b unpadded, or a pointwise."""
-    if a.out_shape != b.in_shape or (b.padding != (0, 0) and not a.pointwise):
+    """One convolution, if the padding allows it: b unpadded, or a zero outside of its output."""
+    if a.out_shape != b.in_shape or (b.padding != (0, 0) and not a.zero_outside):
         return None
     wa, wb = ungrouped(a), ungrouped(b)
     reach = [d * (k - 1) for d, k in zip(a.dilation, wa.shape[2:], strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -118,6 +120,18 @@ def test_composition_with_padding_behind_a_kernel_is_a_matrix_not_a_wrong_convol
     assert isinstance(compose(a, a, "x"), DenseLin)
     pointwise = ConvLin(np.ones((1, 1, 1, 1)), (1, 4, 4))
     assert isinstance(compose(a, pointwise, "x"), ConvLin)
+
+
+def test_a_padded_convolution_behind_whole_pooling_tiles_stays_a_convolution() -> None:
+    rng = np.random.default_rng(0)
+    pool = ConvLin(np.full((2, 1, 2, 2), 0.25), (2, 6, 6), (2, 2), groups=2)
+    conv = ConvLin(rng.normal(size=(3, 2, 3, 3)), (2, 3, 3), padding=(1, 1))
+    both = compose(conv, pool, "x")
+    assert isinstance(both, ConvLin) and both.weight.shape == (3, 2, 6, 6)
+    x = rng.normal(size=(2, 2, 6, 6))
+    np.testing.assert_allclose(both.apply(x), conv.apply(pool.apply(x)), atol=1e-12)
+    rest = replace(pool, in_shape=(2, 7, 7))  # a rest of one row: padding would see it
+    assert isinstance(compose(conv, rest, "x"), DenseLin)
 
 
 def test_one_to_one_maps_compose() -> None:
