@@ -258,7 +258,11 @@ def count_cpu(sent: np.ndarray, tally: Tally) -> None:
 
 @contextlib.contextmanager
 def exact_kernels() -> Iterator[None]:
-    """torch without the kernels that round: NNPACK's transforms, TF32."""
+    """torch without the kernels that round (NNPACK's, TF32), and numba with torch's threads."""
+    import numba
+
+    config: Any = numba.config
+    numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
