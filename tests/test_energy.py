@@ -12,8 +12,8 @@ from torch import nn
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import LIF
 from ranvier.export.nodes import Conv, Dense, Flatten, Input, Neuron, Output, Scale
-from ranvier.sim.operations import algorithmic
 from ranvier.sim.energy_models import MODELS, ann, energy, published, read_model
+from ranvier.sim.operations import algorithmic
 from ranvier.sim.runner import run
 from ranvier.train.errors import FormatError, RangeError
 
