@@ -33,7 +33,7 @@ from ranvier.export.neurons import (
     CubaLIF,
     Relay,
 )
-from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Scale
+from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Node, Scale
 from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
 
 Joins: TypeAlias = Literal["auto", "linear", "graded", "unrolled", "relay"]
@@ -342,7 +342,7 @@ class _Compiler:
             return 0
         low = sum(i.extent()[0] for i in incoming) * scaled.q
         high = sum(i.extent()[1] for i in incoming) * scaled.q
-        wide = all(isinstance(self.graph[c], Scale) for c in self.graph.consumers[node.name])
+        wide = all(_single(self.graph[c]) for c in self.graph.consumers[node.name])
         limit = ONE_TO_ONE_PAYLOAD if wide else WEIGHTED_PAYLOAD
         return max(0, int(np.ceil(np.log2(max(-low, high, 1.0) / limit))))
 
@@ -416,6 +416,13 @@ class _Compiler:
                 f"compile: output '{output.name}' observes a current; only v is read"
             )
         return Readout(population=name, kind="spikes", reduce=output.reduce)
+
+
+def _single(node: Node) -> bool:
+    """Whether a map takes at most one source neuron for each target: no sum can pile up in it."""
+    if isinstance(node, Conv):
+        return int((node.weight != 0).reshape(len(node.weight), -1).sum(1).max()) <= 1
+    return isinstance(node, Scale)
 
 
 def _refuse_wraps(program: Program) -> None:
