@@ -161,16 +161,23 @@ def _layer_grid(
     assert weight is not None
     own = weight.detach().cpu().double().numpy()
     folded = np.asarray(lowered[name].weight, np.float64)  # type: ignore[union-attr]
-    rows = own.reshape(len(own), own.shape[1], -1)
-    shown = folded.reshape(len(own), own.shape[1], -1)[..., : rows.shape[2]]
-    share = (rows * shown).sum((1, 2)) / np.maximum((rows**2).sum((1, 2)), 1e-30)
-    share = np.where(np.abs(share) < 1e-12, 1.0, share)
+    share = _share(own.reshape(len(own), -1), folded.reshape(len(own), -1))
     units = float(np.max(target.scale)) / (
         2**projection.exponent * float(np.max(source.message_scale))
     )
     low, high, step = grid(folded, bits)
     factor = (share * units).reshape(-1, *[1] * (own.ndim - 1))
     return LayerGrid(factor, low, high, step)
+
+
+def _share(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
+    """What batch norm and pooling make of each output's weights: folded holds share * own, perhaps
+    several times over; by their extremes, since pooling changes how many there are."""
+    top, low = own.max(1), own.min(1)
+    size = np.abs(folded).max(1) / np.maximum(np.abs(own).max(1), 1e-30)
+    kept = np.abs(folded.max(1) - size * top) <= np.abs(folded.max(1) + size * low)
+    share = np.where(kept, size, -size)
+    return np.where(size < 1e-12, 1.0, share)
 
 
 def _rounded(weight: torch.Tensor, grid: LayerGrid) -> torch.Tensor:

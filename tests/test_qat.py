@@ -39,6 +39,21 @@ def test_rounded_weights_are_the_programs(join: str) -> None:
     assert len(grid.layers) == 8 and same / total > 0.995  # float32 folding may move a rounding
 
 
+def test_layers_behind_pooling_are_rounded_too() -> None:
+    torch.manual_seed(0)
+    net = create_model("cnn", in_channels=1, image_size=28, steps=2).eval()
+    x = torch.rand(8, 1, 28, 28)
+    grid = make_grid(net, 4, x, LOIHI2)
+    program = compile(trace(net, x[:2]), calibration=x.numpy(), weight_bits=4)
+    assert set(grid.layers) == set(program.projections)
+    with FakeQuant(4, calibration=x)(net):
+        for name, layer in grid.layers.items():
+            weight = dict(net.named_modules())[name].weight.detach().double().numpy()
+            mine = np.unique(np.rint(weight * layer.factor))
+            theirs = np.unique(program.projections[name].map.weight)
+            assert np.isin(mine, np.append(theirs, 0)).mean() > 0.9, name
+
+
 def test_the_net_is_left_as_it_was_even_after_an_error() -> None:
     net = trained()
     before = {k: v.clone() for k, v in net.state_dict().items()}
