@@ -289,10 +289,11 @@ def compare(
     report = compare_run(run, engines.split(","), limit, lava_limit, data_dir)
     if html is not None:
         report.to_html(html)
-    print(report.to_json() if as_json else report.table())
-    if max_drop is not None and report.drop > max_drop:
+    print(report.to_json() if as_json else report)
+    lost = 100 * report.drop
+    if max_drop is not None and lost > max_drop:
         print(
-            f"ranvier: compare: the chip loses {report.drop:.2f} points; {max_drop} allowed",
+            f"ranvier: compare: the chip loses {lost:.2f} points; {max_drop} allowed",
             file=sys.stderr,
         )
         raise typer.Exit(1)

@@ -210,7 +210,7 @@ class _Step:
         u, v = (self.cast(f"{p.name}.{s}", INT64, shape) for s in ("u", "v"))
         scaled = self.wrap(self.op("Mul", [a, self.num(1 << SHIFT)], shape), 32, shape)
         kept = self.decay(u, np.asarray(c.du, np.int64) + 1, shape)
-        u = self.fold(self.op("Add", [kept, scaled], shape), shape)
+        u = self.fold(self.wrap(self.op("Add", [kept, scaled], shape), 32, shape), shape)
         theta, jump = self.num(c.theta), self.num(c.theta + (0 if c.strict else 1))
         late = self.op("Greater", [v, theta], shape, dtype=BOOL)
         to = self.num(c.v_reset)

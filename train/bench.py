@@ -148,7 +148,9 @@ def _resident(field: str, clear_peak: bool = False) -> float:
     """A memory figure of this process from Linux's /proc, in MiB."""
     if clear_peak:
         Path("/proc/self/clear_refs").write_text("5")
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field)
+    )
     return int(line.split()[1]) / 1024
 
 
