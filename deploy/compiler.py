@@ -66,7 +66,7 @@ def compile(
     calibration  floats `[time, batch, *shape]` or `[batch, *shape]`: real input, from which the range
                  of the input, the scales and the rounding correction are chosen; up to 128 samples
                  are used. None: the input's declared range, and no correction
-    weight_bits  1..8, sign included
+    weight_bits  1..8, sign included; wires without parameters (shortcuts, pooling) always have 8
     joins        linear (SEW: each source projects separately; MS: unrolled): binary messages, more
                  synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost
     input_bits   of an analog input
@@ -263,6 +263,7 @@ class _Compiler:
                     per_unit(weight, source),
                     self.graph.shapes[node.name],
                     in_units(self.moments[name], source),
+                    self.options.weight_bits if linear.meta.get("weighted", True) else 8,
                 )
             )
         return found
@@ -322,7 +323,7 @@ class _Compiler:
                 map=int_map(i, w),
                 exponent=e,
                 lag=i.lag,
-                bits=self.options.weight_bits,
+                bits=i.bits,
                 origin=i.name,
             )
         lo, hi = (0, 1) if not relay else self._payload(node.name, cell.shift)
@@ -378,7 +379,7 @@ class _Compiler:
                 f"compile: '{node.name}' has no scale at which its sums are proved to fit the chip: "
                 f"at most {q_max:.3g} units per 1.0. Lower its fan-in, its inputs' range, or its threshold"
             )
-        return choose_scale(incoming, q_max, self.options.weight_bits, theta, self.options.search)
+        return choose_scale(incoming, q_max, theta, self.options.search)
 
     def readout(self) -> Readout:
         (output,) = self.graph.outputs

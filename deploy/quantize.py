@@ -37,7 +37,10 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Incoming:
-    """One projection before quantization; weight in units of the current per message unit."""
+    """One projection before quantization; weight in units of the current per message unit.
+
+    bits  its weight bits; wires without parameters of their own always have 8
+    """
 
     name: str
     source: Population
@@ -46,6 +49,7 @@ class Incoming:
     weight: np.ndarray
     target_shape: Shape
     moments: Moments
+    bits: int
 
     @property
     def top(self) -> float:
@@ -123,22 +127,21 @@ def exponent_for(q: float, top: float, bits: int, mixed: bool) -> int:
 
 
 def choose_scale(
-    incoming: list[Incoming], q_max: float, bits: int, theta: np.ndarray | float, search: bool
+    incoming: list[Incoming], q_max: float, theta: np.ndarray | float, search: bool
 ) -> Scaled:
     """The scale with the least expected squared error of current and threshold."""
-    tops = [i.top for i in incoming if i.top > 0]
-    if not tops:
+    fills = [(256 - 2 ** (9 - i.bits)) / i.top for i in incoming if i.top > 0]
+    if not fills:
         q = min(q_max, 256.0)
-        return _at(incoming, q, bits, theta, 1.0)
-    fine = (256 - 2 ** (9 - bits)) / min(tops)  # here the weakest projection fills its range
-    start = min(q_max, fine)
+        return _at(incoming, q, theta, 1.0)
+    start = min(q_max, max(fills))  # at most until the weakest projection fills its range
     scales = start * OCTAVE if search else np.array([start])
     candidates = [
-        _at(incoming, float(q), bits, theta, c)
+        _at(incoming, float(q), theta, c)
         for q in scales
         for c in (CLIPS if search else (1.0,))
     ]
-    candidates += [_at(incoming, q, bits, theta, 1.0) for q in _exact(incoming, start)]
+    candidates += [_at(incoming, q, theta, 1.0) for q in _exact(incoming, start)]
     return min(candidates, key=lambda s: s.error)
 
 
@@ -153,13 +156,13 @@ def _exact(incoming: list[Incoming], start: float) -> list[float]:
 
 
 def _at(
-    incoming: list[Incoming], q: float, bits: int, theta: np.ndarray | float, clip: float
+    incoming: list[Incoming], q: float, theta: np.ndarray | float, clip: float
 ) -> Scaled:
     weights, exponents, error = [], [], 0.0
     for i in incoming:
         mixed = bool((i.weight < 0).any() and (i.weight > 0).any())
-        e = exponent_for(q, i.top * clip, bits, mixed)
-        whole = round_weight(i.weight, q / 2**e, bits)
+        e = exponent_for(q, i.top * clip, i.bits, mixed)
+        whole = round_weight(i.weight, q / 2**e, i.bits)
         off = (whole * (2.0**e / q) - i.weight) ** 2 * i.spread(i.moments.square)
         rows = off.reshape(off.shape[0], -1).sum(1) if not isinstance(i.node, Scale) else off
         error += float(rows.mean())

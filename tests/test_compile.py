@@ -72,8 +72,20 @@ def test_nothing_that_compiles_can_wrap(seed: int, join: str, bits: int, reset: 
     program = compile(graph, calibration=x, weight_bits=bits)
     assert not any(bound.wraps for bound in prove(program).values())
     for p in program.projections.values():
+        assert p.bits in (bits, 8)
         if p.sign == "mixed":
-            assert not (p.map.weight % 2 ** (9 - bits)).any()
+            assert not (p.map.weight % 2 ** (9 - p.bits)).any()
+
+
+def test_four_bits_do_not_silence_a_relay() -> None:
+    """A shortcut's wire carries a value, not a weight: at few bits it must not round to nothing."""
+    graph, x = residual_graph("ms", 2, blocks=3), images(2, 48)
+    wanted = graph.readout(graph.run(x))
+    for joins in ("linear", "graded"):
+        program = compile(graph, calibration=x, weight_bits=4, joins=joins)
+        assert all(p.map.weight.any() for p in program.projections.values())
+        found = run(program, x, engine="reference").output
+        assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.8
 
 
 def test_bounds_hold_for_the_worst_input_and_are_reached() -> None:
