@@ -20,6 +20,7 @@ from ranvier.deploy.quantize import (
     Incoming,
     Moments,
     Scaled,
+    at_scale,
     choose_scale,
     int_map,
     largest_scale,
@@ -60,6 +61,7 @@ def compile(
     input_bits: int = 8,
     search: bool = True,
     bias_correction: bool = True,
+    like: Program | None = None,
 ) -> Program:
     """The integer Program of a graph.
 
@@ -70,6 +72,9 @@ def compile(
     joins        linear (SEW: each source projects separately; MS: unrolled): binary messages, more
                  synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost
     input_bits   of an analog input
+    like         a program of the same network whose scales, exponents and joins are kept: what a
+                 network was trained for (`ranvier.deploy.qat`); its biases are then not corrected for
+                 rounding, since the training already did
     search       choose the scale of each population by search; False: the largest that is proved safe
     Raises UnsupportedError naming a node that the chip cannot run, RangeError for parameters that it
     cannot hold, CapacityError where no scale is proved safe.
@@ -87,13 +92,14 @@ def compile(
             "one of each is mapped. Concatenate the inputs into one"
         )
     x = None if calibration is None else _sample(graph, calibration)
-    wanted = JOINS[joins]
+    wanted = JOINS[joins] if like is None else str(like.meta["joins"])
     if wanted == "graded" and not chip.graded:
         raise UnsupportedError(
             f"compile: {chip.name} has no graded spikes, so joins='{joins}' cannot run; use 'linear'"
         )
     choices = [wanted] if wanted != "auto" else ["linear", "graded"] if chip.graded else ["linear"]
-    options = _Options(chip, weight_bits, input_bits, search, bias_correction)
+    corrected = bias_correction and like is None
+    options = _Options(chip, weight_bits, input_bits, search, corrected, like)
     lowered = {c: graph.lower(c) for c in choices}
     if len(lowered) == 2 and len(lowered["linear"].populations) == len(
         lowered["graded"].populations
@@ -112,6 +118,7 @@ class _Options:
     input_bits: int
     search: bool
     bias_correction: bool
+    like: Program | None = None
 
 
 def _sample(graph: Graph, calibration: Any) -> np.ndarray:
@@ -373,6 +380,10 @@ class _Compiler:
             # the sum over all steps stays below the highest threshold
             low, high = (abs(sum(i.extent()[k] for i in incoming)) for k in (0, 1))
             q_max = VTH_MAX * MARGIN / max(low, high, 1e-30) / (self.graph.steps or 1)
+        like = self.options.like
+        if like is not None and node.name in like.populations:
+            exponents = [like.projections[i.name].exponent for i in incoming]
+            return at_scale(incoming, float(np.max(like.populations[node.name].scale)), exponents)
         q_max *= self.margin.get(node.name, 1.0)
         if q_max * max((i.top for i in incoming), default=0.0) < 1:
             raise CapacityError(

@@ -4,7 +4,9 @@
 steps the network is traced and compiled as it stands; from the Program come, for each layer, the factor
 between its float weights and the chip's whole numbers (batch norm, pooling and the population's scale
 included) and, for each population, its scale. In between, every forward pass rounds by these factors, with
-the compiler's own rounding and clipping; gradients pass straight through what was not clipped.
+the compiler's own rounding and clipping; gradients pass straight through what was not clipped. Batch norm
+keeps its running statistics meanwhile, as the chip does, and the scales stay those of the first compilation:
+`compile(graph, like=hook.program(net))` gives the program that the network was trained for.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class NetGrid:
 
     layers: dict[str, LayerGrid]
     scales: dict[str, float]
+    program: Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,10 @@ class FakeQuant:
         grid = self._grid(net)
         swapped: list[Swapped] = []
         modules = dict(net.named_modules())
+        norms = [m for m in modules.values() if m.training and _is_norm(m)]
         try:
+            for norm in norms:  # the factors hold its running statistics: they must stay
+                norm.training = False
             for name, layer in grid.layers.items():
                 weight = modules[name]._parameters["weight"]
                 assert weight is not None
@@ -96,6 +102,8 @@ class FakeQuant:
                     _swap(modules[name], "beta", _nearest(beta, 4096.0), swapped)
             yield
         finally:
+            for norm in norms:
+                norm.training = True
             for place in reversed(swapped):
                 del place.module.__dict__[place.name]
                 place.store.clear()  # put back whole: the order is what state_dict and optimizers see
@@ -104,9 +112,14 @@ class FakeQuant:
     def _grid(self, net: nn.Module) -> NetGrid:
         known = self._grids.get(net)
         if known is None or (net.training and known[1] >= self.refresh):
-            known = (make_grid(net, self.bits, self.calibration, self.chip), 0)
+            like = None if known is None else known[0].program
+            known = (make_grid(net, self.bits, self.calibration, self.chip, like), 0)
         self._grids[net] = (known[0], known[1] + net.training)
         return known[0]
+
+    def program(self, net: nn.Module) -> Program:
+        """The program whose scales the network was trained for: `compile(graph, like=...)`."""
+        return self._grid(net).program
 
 
 def fake_quant(net: nn.Module) -> Any:
@@ -117,8 +130,10 @@ def fake_quant(net: nn.Module) -> Any:
 _EIGHT = FakeQuant()
 
 
-def make_grid(net: nn.Module, bits: int, calibration: Any, chip: Chip) -> NetGrid:
-    """The grids of a network as it stands, from its Program."""
+def make_grid(
+    net: nn.Module, bits: int, calibration: Any, chip: Chip, like: Program | None = None
+) -> NetGrid:
+    """The grids of a network as it stands, from its Program; `like` keeps another program's scales."""
     import torch
 
     from ranvier.deploy.compiler import compile
@@ -133,7 +148,8 @@ def make_grid(net: nn.Module, bits: int, calibration: Any, chip: Chip) -> NetGri
     with torch.no_grad():
         graph = trace(net, sample, verify=False)
     net.train(was_training)
-    program = compile(graph, chip=chip, calibration=sample.cpu().numpy(), weight_bits=bits)
+    x = sample.cpu().numpy()
+    program = compile(graph, chip=chip, calibration=x, weight_bits=bits, like=like)
     lowered = graph.lower(str(program.meta["joins"]))
     modules = dict(net.named_modules())
     layers = {
@@ -146,7 +162,7 @@ def make_grid(net: nn.Module, bits: int, calibration: Any, chip: Chip) -> NetGri
         for name, p in program.populations.items()
         if name in modules and p.cell is not None and p.cell.kind == "cuba"
     }
-    return NetGrid(layers, scales)
+    return NetGrid(layers, scales, program)
 
 
 def _layer_grid(
@@ -195,6 +211,12 @@ def _nearest(value: torch.Tensor, scale: float) -> torch.Tensor:
     import torch
 
     return value + (torch.round(value.detach() * scale) / scale - value.detach())
+
+
+def _is_norm(module: nn.Module) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return isinstance(module, _BatchNorm)
 
 
 def _held(module: nn.Module) -> dict[str, Any]:

@@ -137,12 +137,18 @@ def choose_scale(
     start = min(q_max, max(fills))  # at most until the weakest projection fills its range
     scales = start * OCTAVE if search else np.array([start])
     candidates = [
-        _at(incoming, float(q), theta, c)
-        for q in scales
-        for c in (CLIPS if search else (1.0,))
+        _at(incoming, float(q), theta, c) for q in scales for c in (CLIPS if search else (1.0,))
     ]
     candidates += [_at(incoming, q, theta, 1.0) for q in _exact(incoming, start)]
     return min(candidates, key=lambda s: s.error)
+
+
+def at_scale(incoming: list[Incoming], q: float, exponents: list[int]) -> Scaled:
+    """The Scaled of a given scale and given exponents: what a template program prescribes."""
+    weights = [
+        round_weight(i.weight, q / 2**e, i.bits) for i, e in zip(incoming, exponents, strict=True)
+    ]
+    return Scaled(q, tuple(weights), tuple(exponents), 0.0)
 
 
 def _exact(incoming: list[Incoming], start: float) -> list[float]:
@@ -155,9 +161,7 @@ def _exact(incoming: list[Incoming], start: float) -> list[float]:
     return found
 
 
-def _at(
-    incoming: list[Incoming], q: float, theta: np.ndarray | float, clip: float
-) -> Scaled:
+def _at(incoming: list[Incoming], q: float, theta: np.ndarray | float, clip: float) -> Scaled:
     weights, exponents, error = [], [], 0.0
     for i in incoming:
         mixed = bool((i.weight < 0).any() and (i.weight > 0).any())

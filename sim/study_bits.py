@@ -145,7 +145,9 @@ def _qat_accuracy(net: Any, train: Any, test: Any, x: np.ndarray, bits: int, n: 
     hook = FakeQuant(bits, calibration=x[:64])
     fit(tuned, part, epochs=1, batch_size=64, lr=5e-4, progress=False, qat=hook, logit_scale=8.0)
     tuned.eval()
-    program = compile(trace(tuned, train.x[:4].float()), calibration=x, weight_bits=bits)
+    program = compile(
+        trace(tuned, train.x[:4].float()), calibration=x, weight_bits=bits, like=hook.program(tuned)
+    )
     return _chip_accuracy(program, test)
 
 
