@@ -84,7 +84,7 @@ def loop(net: Any, x: Tensor) -> Tensor:
 
 def train_step(run: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
     loss = nn.functional.cross_entropy(run(x), y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
 
 def make(name: str, join: str, steps: int, device: str) -> tuple[Any, Any]:
@@ -165,12 +165,12 @@ def measure(
         raise RanvierError(
             f"bench: {name} {join} at {steps} steps differs from the plain snntorch loop"
         )
-    sides = {
+    sides: dict[str, Callable[[], None]] = {
         "ours": lambda: train_step(net, x, y),
         "plain": lambda: train_step(lambda x: loop(twin, x), x, y),
     }
-    for side in sides.values():
-        side()  # burn in
+    for work in sides.values():
+        work()  # burn in
     times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, work in sides.items():

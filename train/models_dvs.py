@@ -7,6 +7,7 @@ Sequential CIFAR: the network of the PSN paper (Fang et al., 2023), T = the imag
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -158,7 +159,9 @@ class SequentialNet(Network):
         return x
 
     def body(self, x: Tensor) -> Tensor:
-        return self.seq(x, *(getattr(self, name) for name in self._order[:-1]))
+        layers: list[Any] = [getattr(self, name) for name in self._order[:-1]]
+        return self.seq(x, *layers)
 
     def head(self, x: Tensor) -> Tensor:
-        return self.seq(x, self.fc2)
+        last: Any = self.fc2
+        return self.seq(x, last)

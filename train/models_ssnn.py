@@ -146,7 +146,8 @@ class SSNN(Network):
             stage, width = self._stage(i, width)
             self.add_module(f"stage{i + 1}", stage)
             if i + 1 < n:
-                t = TemporalTransformer(*config.stage_steps[i : i + 2], config.softmax_of)
+                before, after = config.stage_steps[i : i + 2]
+                t = TemporalTransformer(before, after, config.softmax_of)
                 self.add_module(f"shrink{i + 1}", t)
                 self.add_module(f"early{i + 1}", EarlyClassifier(config, width))
         self.last_neuron = make_neuron(config) if ms else None

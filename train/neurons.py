@@ -65,6 +65,7 @@ class LIF(snntorch.Leaky):
     """
 
     multi_step: bool = False
+    mem: Tensor
 
     def __init__(
         self,
@@ -159,6 +160,7 @@ class CUBA(snntorch.Synaptic):
     """
 
     multi_step: bool = False
+    mem: Tensor
 
     def __init__(
         self,

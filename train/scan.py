@@ -82,7 +82,7 @@ def lif_scan(x: Tensor, alpha: Tensor, beta: Tensor, threshold: Tensor, rule: Ru
     params = [p.to(wide.dtype) for p in (alpha, beta, threshold)]
     backend = pick_backend(x, rule.spike)
     if backend == "loop":
-        return step_loop(wide, *params, rule).to(x.dtype)
+        return step_loop(wide, params[0], params[1], params[2], rule).to(x.dtype)
     back = _channels_last(wide, params)
     if back is not None:
         wide = wide.permute(0, 1, 3, 4, 2)

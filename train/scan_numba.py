@@ -188,7 +188,7 @@ _compiled: dict[tuple[str, bool], Callable[..., None]] = {}
 
 def _jit(function: Callable[..., None], size: int) -> Callable[..., None]:
     """The compiled function; its threads are as many as torch may use here, and one is no pool."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     parallel = threads > 1 and size >= PARALLEL_FROM
     key = (function.__name__, parallel)
     if key not in _compiled:
