@@ -27,10 +27,8 @@ app.add_typer(study_app, name="study")
 
 Target = Annotated[Path, typer.Argument(help="a run folder, or a file")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="where data sets lie (default: RANVIER_DATA)"),
-]
+WHERE = "where data sets lie (default: RANVIER_DATA)"
+DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data", help=WHERE)]
 Limit = Annotated[int | None, typer.Option(help="samples at most")]
 Chip = Annotated[str, typer.Option(help="loihi1 or loihi2")]
 
@@ -258,7 +256,7 @@ def run(
     engine: Annotated[str, typer.Option(help="reference, dense, events, lava or auto")] = "auto",
     limit: Limit = None,
     batch_size: int = 64,
-    data_dir: DataDir = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help=WHERE)] = None,
     ledger: Annotated[Path | None, typer.Option(help="write the counts as JSON")] = None,
     as_json: Json = False,
 ) -> None:
