@@ -154,15 +154,11 @@ def _qat_accuracy(net: Any, train: Any, test: Any, x: np.ndarray, bits: int, n: 
 def lava_mismatches(program: Program, x: np.ndarray) -> int | None:
     """Messages in which Lava and the reference differ, over all populations and steps; None: no Lava."""
     from ranvier.deploy.lava_compat import available
+    from ranvier.sim.difference import n_different
     from ranvier.sim.runner import run
 
     if available() or not len(x):
         return None
     ours = run(program, x, engine="reference", record=("spikes",))
     lava = run(program, x, engine="lava", record=("spikes",))
-    return sum(_different(ours, lava, name) for name in program.populations)
-
-
-def _different(a: Any, b: Any, name: str) -> int:
-    """Entries in which two results' spikes of one population differ."""
-    return int(np.count_nonzero(a.trace[name].spikes != b.trace[name].spikes))
+    return n_different(ours, lava)[1]
