@@ -1,15 +1,16 @@
 """The scan of `scan.py` compiled for the CPU.
 
 Neurons are cut into chunks that fit the first-level cache; a chunk runs through all steps before
-the next begins, so its state never leaves the cache. No fastmath: the sums round as torch's do, and
-spikes are equal bit by bit. Loops are short and many on purpose: the compiler cannot prove that
-arrays do not overlap, and vectorizes a loop only while it has few of them to check.
+the next begins, so its state never leaves the cache. A kernel is compiled for each reset, surrogate
+and shape of network that occurs: its loops then hold no branch, and the compiler vectorizes them.
+No fastmath: the sums round as torch's do, and spikes are equal bit by bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -23,183 +24,165 @@ from ranvier.train.surrogates import Surrogate
 
 CHUNK = 1024  # neurons; about eight arrays of it stay in 32 KiB at float32
 PARALLEL_FROM = 1 << 16  # values; below, starting threads costs more than the loop
+Kernel = Callable[..., Any]
 
 
-@njit(cache=True)
-def _chunk_of(p, lo, m):  # type: ignore[no-untyped-def]
-    """A parameter of one value, or of one a neuron repeated over the batch, from lo to lo + m."""
-    out = np.empty(m, p.dtype)
-    for j in range(m):
-        out[j] = p[(lo + j) % p.size] if p.size > 1 else p[0]
+def _compile(function: Kernel, parallel: bool = False) -> Kernel:
+    # Python's error at a division by zero would keep every loop with a quotient from vectorizing.
+    compiled: Kernel = njit(cache=True, error_model="numpy", parallel=parallel)(function)
+    return compiled
+
+
+def _slope_python(kind, x, p, k, one):  # type: ignore[no-untyped-def]
+    """The surrogate's derivative at x = membrane - threshold; k = pi/2 p.
+
+    `one` has x's type: a literal would make a float64 of a float32.
+    """
+    if kind == 0:
+        return p / (one + one) / (one + (k * x) * (k * x))
+    if kind == 1:
+        q = one / (one + np.exp(-p * x))
+        return p * q * (one - q)
+    if kind == 2:
+        return one / (p + p) if abs(x) < p else one - one
+    if kind == 3:
+        return max(p - p * p * abs(x), one - one)
+    q = one + p * abs(x)
+    return one / (q * q)
+
+
+def _after_python(reset, v, th, v_reset):  # type: ignore[no-untyped-def]
+    """The membrane after the spike."""
+    if reset == 0:
+        return v - th if v > th else v
+    if reset == 1:
+        return v_reset if v > th else v
+    return v
+
+
+def _chunk_python(p, lo, m, one_value):  # type: ignore[no-untyped-def]
+    """A parameter of every neuron from lo to lo + m, repeated over the batch; empty if it is one."""
+    out = np.empty(0 if one_value else m, p.dtype)
+    for j in range(out.size):
+        out[j] = p[(lo + j) % p.size]
     return out
 
 
-@njit(cache=True)
-def _derivative(kind, p, x, out):  # type: ignore[no-untyped-def]
-    """out = surrogate'(x); one plain loop a kind, so that each vectorizes."""
-    zero, one = out.dtype.type(0), out.dtype.type(1)
-    if kind == 0:
-        k = out.dtype.type(math.pi / 2) * p
-        half = p / (one + one)
-        for j in range(x.size):
-            out[j] = half / (one + (k * x[j]) * (k * x[j]))
-    elif kind == 1:
-        for j in range(x.size):
-            q = one / (one + np.exp(-p * x[j]))
-            out[j] = p * q * (one - q)
-    elif kind == 2:
-        height = one / (p + p)
-        for j in range(x.size):
-            out[j] = height if abs(x[j]) < p else zero
-    elif kind == 3:
-        for j in range(x.size):
-            q = p - p * p * abs(x[j])
-            out[j] = q if q > zero else zero
-    else:
-        for j in range(x.size):
-            q = one + p * abs(x[j])
-            out[j] = one / (q * q)
+_slope, _after, _chunk = map(_compile, (_slope_python, _after_python, _chunk_python))
 
 
-@njit(cache=True)
-def _theta_gradient(reset, over, d, g_v, g_theta):  # type: ignore[no-untyped-def]
-    for j in range(d.size):
-        g_theta[j] -= d[j]
-    if reset == 0:
-        for j in range(d.size):
-            if over[j] > 0:
-                g_theta[j] -= g_v[j]
+# The arguments of the two factories are constants to the compiler, which drops the branches on them.
 
 
-@njit(cache=True)
-def _beta_gradient(reset, v_reset, h, th, g_h, g_beta):  # type: ignore[no-untyped-def]
-    for j in range(h.size):
-        v = h[j]
-        if v > th[j]:
-            if reset == 0:
-                v = v - th[j]
-            elif reset == 1:
-                v = v_reset
-        g_beta[j] += g_h[j] * v
-
-
-@njit(cache=True)
-def _charge(x_t, a, b, current, u, v):  # type: ignore[no-untyped-def]
-    """u and v after the currents of one step have come in; v is then the membrane h."""
-    for j in range(v.size):
-        v[j] = b[j] * v[j]
-    if current:
-        for j in range(v.size):
-            u[j] = a[j] * u[j]
-        for j in range(v.size):
-            u[j] = u[j] + x_t[j]
-        for j in range(v.size):
-            v[j] = v[j] + u[j]
-    else:
-        for j in range(v.size):
-            v[j] = v[j] + x_t[j]
-
-
-@njit(cache=True)
-def _reset(reset, v_reset, th, v):  # type: ignore[no-untyped-def]
-    if reset == 0:
-        for j in range(v.size):
-            v[j] = v[j] - th[j] if v[j] > th[j] else v[j]
-    elif reset == 1:
-        for j in range(v.size):
-            v[j] = v_reset if v[j] > th[j] else v[j]
-
-
-def _forward(x, alpha, beta, theta, reset, v_reset, s):  # type: ignore[no-untyped-def]
-    n_steps, n = x.shape
-    zero, one = x.dtype.type(0), x.dtype.type(1)
-    current = alpha.size > 1 or alpha[0] != zero
-    for c in prange((n + CHUNK - 1) // CHUNK):
-        lo = c * CHUNK
-        m = min(CHUNK, n - lo)
-        u = np.zeros(m, x.dtype)
-        v = np.zeros(m, x.dtype)
-        a = _chunk_of(alpha, lo, m)
-        b = _chunk_of(beta, lo, m)
-        th = _chunk_of(theta, lo, m)
-        for t in range(n_steps):
-            _charge(x[t, lo : lo + m], a, b, current, u, v)
-            s_t = s[t, lo : lo + m]
-            for j in range(m):
-                s_t[j] = one if v[j] > th[j] else zero
-            _reset(reset, v_reset, th, v)
-
-
-def _backward(  # type: ignore[no-untyped-def]
-    g_s, x, alpha, beta, theta, reset, v_reset, kind, p, learns, g_x, g_beta, g_theta
-):
-    n_steps, n = x.shape
-    zero = x.dtype.type(0)
-    current = alpha.size > 1 or alpha[0] != zero
-    for c in prange((n + CHUNK - 1) // CHUNK):
-        lo = c * CHUNK
-        m = min(CHUNK, n - lo)
-        u = np.zeros(m, x.dtype)
-        v = np.zeros(m, x.dtype)
-        a = _chunk_of(alpha, lo, m)
-        b = _chunk_of(beta, lo, m)
-        th = _chunk_of(theta, lo, m)
-        h = np.empty((n_steps, m), x.dtype)
-        for t in range(n_steps):  # the membranes once more: cheaper than to have stored them
-            _charge(x[t, lo : lo + m], a, b, current, u, v)
-            h[t] = v
-            _reset(reset, v_reset, th, v)
-        g_u = np.zeros(m, x.dtype)
-        g_v = np.zeros(m, x.dtype)
-        d = u
-        over = v
-        for back in range(n_steps):
-            t = n_steps - 1 - back
-            h_t = h[t]
-            g_t = g_s[t, lo : lo + m]
-            for j in range(m):
-                over[j] = h_t[j] - th[j]
-            _derivative(kind, p, over, d)
-            for j in range(m):
-                d[j] = g_t[j] * d[j]
-            if learns:
-                _theta_gradient(reset, over, d, g_v, g_theta[lo : lo + m])
-            if reset == 1:
+@cache
+def _forward(reset: int, current: bool, shared: bool, parallel: bool) -> Kernel:
+    def forward(x, alpha, beta, theta, v_reset, s):  # type: ignore[no-untyped-def]
+        n_steps, n = x.shape
+        one = x.dtype.type(1)
+        zero = one - one
+        a0, b0, th0 = alpha[0], beta[0], theta[0]
+        for c in prange((n + CHUNK - 1) // CHUNK):
+            lo = c * CHUNK
+            m = min(CHUNK, n - lo)
+            a = _chunk(alpha, lo, m, shared)
+            b = _chunk(beta, lo, m, shared)
+            th = _chunk(theta, lo, m, shared)
+            u, v = np.zeros(m, x.dtype), np.zeros(m, x.dtype)
+            for t in range(n_steps):
+                x_t, s_t = x[t, lo : lo + m], s[t, lo : lo + m]
                 for j in range(m):
-                    g_v[j] = zero if over[j] > zero else g_v[j]
-            for j in range(m):
-                g_v[j] = d[j] + g_v[j]
-            if current:
+                    arriving = x_t[j]
+                    if current:
+                        arriving = (a0 if shared else a[j]) * u[j] + arriving
+                        u[j] = arriving
+                    h = (b0 if shared else b[j]) * v[j] + arriving
+                    threshold = th0 if shared else th[j]
+                    s_t[j] = one if h > threshold else zero
+                    v[j] = _after(reset, h, threshold, v_reset)
+
+    return _compile(forward, parallel)
+
+
+@cache
+def _backward(
+    reset: int, kind: int, current: bool, shared: bool, learns: bool, parallel: bool
+) -> Kernel:
+    def backward(  # type: ignore[no-untyped-def]
+        g_s, x, alpha, beta, theta, v_reset, p, k, g_x, g_beta, g_theta
+    ):
+        n_steps, n = x.shape
+        one = x.dtype.type(1)
+        zero = one - one
+        a0, b0, th0 = alpha[0], beta[0], theta[0]
+        for c in prange((n + CHUNK - 1) // CHUNK):
+            lo = c * CHUNK
+            m = min(CHUNK, n - lo)
+            a = _chunk(alpha, lo, m, shared)
+            b = _chunk(beta, lo, m, shared)
+            th = _chunk(theta, lo, m, shared)
+            h = np.empty((n_steps, m), x.dtype)  # once more: cheaper than to have stored them
+            u, v = np.zeros(m, x.dtype), np.zeros(m, x.dtype)
+            for t in range(n_steps):
+                x_t, h_t = x[t, lo : lo + m], h[t]
                 for j in range(m):
-                    g_u[j] = a[j] * g_u[j]
+                    arriving = x_t[j]
+                    if current:
+                        arriving = (a0 if shared else a[j]) * u[j] + arriving
+                        u[j] = arriving
+                    h_j = (b0 if shared else b[j]) * v[j] + arriving
+                    h_t[j] = h_j
+                    v[j] = _after(reset, h_j, th0 if shared else th[j], v_reset)
+            g_u, g_v = u, v
+            g_u[:] = zero
+            g_v[:] = zero
+            for back in range(n_steps):
+                t = n_steps - 1 - back
+                h_t, g_t, g_x_t = h[t], g_s[t, lo : lo + m], g_x[t, lo : lo + m]
+                if learns:
+                    g_th = g_theta[lo : lo + m]
+                    for j in range(m):
+                        over = h_t[j] - (th0 if shared else th[j])
+                        g_th[j] -= g_t[j] * _slope(kind, over, p, k, one)
+                        if reset == 0:
+                            g_th[j] -= g_v[j] if over > zero else zero
+                    if t > 0:
+                        before, g_b = h[t - 1], g_beta[lo : lo + m]
+                        for j in range(m):
+                            threshold = th0 if shared else th[j]
+                            over = h_t[j] - threshold
+                            kept = zero if reset == 1 and over > zero else g_v[j]
+                            g_h = g_t[j] * _slope(kind, over, p, k, one) + kept
+                            g_b[j] += g_h * _after(reset, before[j], threshold, v_reset)
                 for j in range(m):
-                    g_u[j] = g_u[j] + g_v[j]
-                g_x[t, lo : lo + m] = g_u
-            else:
-                g_x[t, lo : lo + m] = g_v
-            if learns and t > 0:
-                _beta_gradient(reset, v_reset, h[t - 1], th, g_v, g_beta[lo : lo + m])
-            for j in range(m):
-                g_v[j] = b[j] * g_v[j]
+                    over = h_t[j] - (th0 if shared else th[j])
+                    kept = zero if reset == 1 and over > zero else g_v[j]
+                    g_h = g_t[j] * _slope(kind, over, p, k, one) + kept
+                    g_v[j] = (b0 if shared else b[j]) * g_h
+                    if current:
+                        g_h = (a0 if shared else a[j]) * g_u[j] + g_h
+                        g_u[j] = g_h
+                    g_x_t[j] = g_h
+
+    return _compile(backward, parallel)
 
 
-_compiled: dict[tuple[str, bool], Callable[..., None]] = {}
-
-
-def _jit(function: Callable[..., None], size: int) -> Callable[..., None]:
-    """The compiled function; its threads are as many as torch may use here, and one is no pool."""
+def _in_parallel(size: int) -> bool:
+    """Whether that many values are shared out: over as many threads as torch may use here."""
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    parallel = threads > 1 and size >= PARALLEL_FROM
-    key = (function.__name__, parallel)
-    if key not in _compiled:
-        _compiled[key] = njit(function, parallel=parallel, cache=True)
-    if parallel:
+    if threads > 1 and size >= PARALLEL_FROM:
         numba.set_num_threads(threads)
-    return _compiled[key]
+        return True
+    return False
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
     return [t.detach().contiguous().numpy() for t in tensors]
+
+
+def _flags(alpha: Tensor, *others: Tensor) -> tuple[bool, bool]:
+    """(whether there is a synaptic current, whether each parameter is one number)."""
+    one_value = alpha.numel() == 1
+    return not one_value or bool(alpha[0] != 0), one_value and all(p.numel() == 1 for p in others)
 
 
 def forward(
@@ -208,8 +191,9 @@ def forward(
     """(spikes, x) [T, N]; the backward computes the membranes from x once more."""
     s = torch.empty_like(x)
     arrays = _arrays(x, alpha, beta, theta)
-    v_reset = arrays[0].dtype.type(rule.v_reset)
-    _jit(_forward, x.numel())(*arrays, RESETS.index(rule.reset), v_reset, s.numpy())
+    reset = RESETS.index(rule.reset)
+    kernel = _forward(reset, *_flags(alpha, beta, theta), _in_parallel(x.numel()))
+    kernel(*arrays, arrays[0].dtype.type(rule.v_reset), s.numpy())
     return s, x
 
 
@@ -221,16 +205,11 @@ def backward(
     g_x = torch.empty_like(x)
     g_beta, g_theta = (x.new_zeros(x.shape[1] if learns else 0) for _ in range(2))
     arrays = _arrays(g_s, x, alpha, beta, theta)
-    as_type = arrays[0].dtype.type
-    _jit(_backward, x.numel())(
-        *arrays,
-        RESETS.index(rule.reset),
-        as_type(rule.v_reset),
-        rule.spike.code,
-        as_type(rule.spike.alpha),
-        learns,
-        g_x.numpy(),
-        g_beta.numpy(),
-        g_theta.numpy(),
+    as_type, p = arrays[0].dtype.type, rule.spike.alpha
+    numbers = (as_type(v) for v in (rule.v_reset, p, math.pi / 2 * p))
+    flags = _flags(alpha, beta, theta)
+    kernel = _backward(
+        RESETS.index(rule.reset), rule.spike.code, *flags, learns, _in_parallel(x.numel())
     )
+    kernel(*arrays, *numbers, g_x.numpy(), g_beta.numpy(), g_theta.numpy())
     return g_x, g_beta, g_theta
