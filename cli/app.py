@@ -299,26 +299,46 @@ def compare(
 
 @study_app.command("residual")
 def study_residual(
-    dataset: str = "digits",
-    joins: str = "vanilla,sew,ms,or",
-    seeds: int = 3,
-    out: Path = Path("runs/study"),
-    processes: int = 1,
+    dataset: Annotated[str | None, typer.Option(help="default: the recipe's, or digits")] = None,
+    joins: Annotated[
+        str,
+        typer.Option(help="vanilla, sew, sew-and, sew-iand, ms, or; '-conv' behind: 1x1 shortcuts"),
+    ] = "vanilla,sew,ms,or",
+    seeds: Annotated[str, typer.Option(help="how many, or which: '3', or '0,4,7'")] = "3",
+    recipe: Annotated[
+        str | None, typer.Option(help="network and setting of all joins; default: the data set's")
+    ] = None,
+    setting: Annotated[list[str] | None, typer.Option("-s", help="key=value")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/study"),
+    runs: Annotated[
+        Path | None, typer.Option(help="load trained networks: <join>-s<seed>/ in this folder")
+    ] = None,
+    stored: Annotated[bool, typer.Option("--stored", help="load the networks of ranvier")] = False,
+    processes: Annotated[int, typer.Option(help="runs at a time")] = 1,
+    limit: Annotated[int | None, typer.Option(help="test samples at most")] = None,
+    onnx_limit: Annotated[int, typer.Option(help="test samples in ONNX Runtime")] = 2000,
+    bits: Annotated[int, typer.Option(help="weight bits, 1 to 8")] = 8,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="measure finished runs again")
+    ] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Train one family with each residual connection and say which survives the chip."""
-    from ranvier.sim.study import study_residual as study
+    """Train one family with each residual connection and say which survives the chip.
 
-    found = study(
-        dataset=dataset,
-        joins=tuple(joins.split(",")),
-        seeds=seeds,
-        out=out,
-        processes=processes,
-        data_dir=None if data_dir is None else str(data_dir),
-    )
+    Interrupted, the same command goes on where it stopped; finished runs are not made again.
+    """
+    from ranvier.cli.studies import residual
+
+    found = residual(
+        dataset, joins, seeds, recipe, setting or [], out, runs, stored, processes, remeasure, data_dir,
+        limit=limit, onnx_limit=onnx_limit, weight_bits=bits,
+    )  # fmt: skip
     print(found.to_json() if as_json else found.table())
+    for name, why in found.failed.items():
+        print(f"ranvier: study: {name} failed: {why}", file=sys.stderr)
+    if found.failed:
+        raise typer.Exit(1)
 
 
 @study_app.command("bits")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -139,6 +139,7 @@ def compare(
     graph: Graph | None = None,
     limit: int | None = None,
     lava_limit: int = 8,
+    onnx_limit: int | None = None,
     ladder_limit: int = 64,
     advice_limit: int = 128,
     meta: dict[str, Any] | None = None,
@@ -152,7 +153,7 @@ def compare(
     engines       torch, graph (float interpreter), onnx (ONNX Runtime); and of the Program:
                   reference, dense, events, lava
     graph         the traced graph, where it is known already
-    limit         samples at most; lava_limit the same for Lava
+    limit         samples at most; lava_limit, onnx_limit the same for Lava and ONNX Runtime
     ladder_limit  samples for agreement and divergence
     advice_limit  samples for measuring what each layer's integers cost; 0: do not measure
     meta          what else should stand in the report: seeds, command, data
@@ -164,7 +165,8 @@ def compare(
     tell = progress or (lambda what, done, total: None)
     if graph is None:
         graph = net if isinstance(net, Graph) else _traced(net, x, program)
-    runner = _Runner(net, graph, program, x, y, tell, lava_limit)
+    limits = {"onnx": onnx_limit, "lava": lava_limit}
+    runner = _Runner(net, graph, program, x, y, tell, limits)
     for name in engines:
         runner.run(name)
     tell("ladder", 0, 1)
@@ -237,10 +239,10 @@ class _Runner:
 
     def __init__(
         self, net: Any, graph: Graph, program: Program, x: np.ndarray, y: np.ndarray,
-        tell: Progress, lava_limit: int,
+        tell: Progress, limits: Mapping[str, int | None],
     ) -> None:  # fmt: skip
         self.net, self.graph, self.program, self.x, self.y = net, graph, program, x, y
-        self.tell, self.lava_limit = tell, lava_limit
+        self.tell, self.limits = tell, limits
         self.outputs: dict[str, np.ndarray] = {}
         self.scores: dict[str, Score] = {}
         self.skipped: dict[str, str] = {}
@@ -254,11 +256,17 @@ class _Runner:
         with tempfile.TemporaryDirectory() as folder:
             one = self._engine(name, Path(folder))
             parts = []
-            for i in range(0, len(self.y), BATCH):
-                self.tell(name, i, len(self.y))
-                parts.append(one(self._part(i, BATCH)))
-        self.tell(name, len(self.y), len(self.y))
+            n = self._n(name)
+            for i in range(0, n, BATCH):
+                self.tell(name, i, n)
+                parts.append(one(self._part(i, min(BATCH, n - i))))
+        self.tell(name, n, n)
         self._keep(name, np.concatenate(parts))
+
+    def _n(self, name: str) -> int:
+        """How many samples an engine runs."""
+        limit = self.limits.get(name)
+        return len(self.y) if limit is None else min(limit, len(self.y))
 
     def _part(self, i: int, n: int) -> np.ndarray:
         return self.x[_batch(self.program, self.x, slice(i, i + n))]
@@ -314,7 +322,7 @@ class _Runner:
         if reason is not None:
             self.skipped["lava"] = reason
             return
-        n = min(self.lava_limit, len(self.y))
+        n = self._n("lava")
         x = self._part(0, n)
         self.tell("lava", 0, n)
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -14,12 +15,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ranvier.sim.study_run import EPOCHS, MODELS, Setup, parts_of, run_one
-from ranvier.train.errors import RangeError
+from ranvier.sim.study_run import run_one
+from ranvier.sim.study_setup import Setup, make_setup, parts_of
+from ranvier.train.errors import RangeError, RanvierError
 from ranvier.train.files import write_text
 
 VARIANTS = ("vanilla", "sew", "sew-and", "sew-iand", "ms", "ms-conv", "or")
 Run: TypeAlias = "dict[str, Any]"
+Job: TypeAlias = "tuple[str, int]"  # variant, seed
 Say: TypeAlias = "Callable[[str], None]"
 
 
@@ -30,6 +33,7 @@ class Study:
     runs      the figures of each (variant, seed), as `study_run.run_one` gives them
     measures  variant -> identity at initialisation, gradient norms
     wall_s    seconds that this call took; runs taken from disk cost nothing
+    failed    run -> why it did not come through
     """
 
     setup: Setup
@@ -37,6 +41,7 @@ class Study:
     measures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     wall_s: float = 0.0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:
@@ -62,7 +67,8 @@ class Study:
         """Rows, runs and measures as JSON; written to `path` as well, where one is given."""
         text = json.dumps(
             {"rows": self.rows(), "runs": self.runs, "measures": self.measures,
-             "wall_s": self.wall_s, "setup": self.setup.key(), "meta": dict(self.meta)}, indent=1,
+             "wall_s": self.wall_s, "setup": self.setup.key(), "meta": dict(self.meta),
+             "failed": dict(self.failed)}, indent=1,
         )  # fmt: skip
         if path is not None:
             write_text(path, text)
@@ -85,12 +91,15 @@ class Study:
 
 
 def study_residual(
-    dataset: str = "digits",
+    dataset: str | None = None,
     joins: Sequence[str] = VARIANTS,
     seeds: int | Sequence[int] = 3,
     *,
     out: str | os.PathLike[str] = "runs/study",
     resume: bool = True,
+    remeasure: bool = False,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
     data_dir: str | None = None,
     model: str | None = None,
     epochs: int | None = None,
@@ -100,74 +109,96 @@ def study_residual(
     meta: Mapping[str, Any] | None = None,
     **setup: Any,
 ) -> Study:
-    """The Study of one family of networks: same depth, width, steps and seeds, another join each.
+    """The Study of one family of networks: same depth, width, steps, seeds and training, another join each.
 
+    dataset    a name of load_dataset; None: the recipe's, or digits
     joins      names of joins; with "-conv" behind, shortcuts that change the size are 1x1
                convolutions instead of parameter-free
     seeds      how many (0, 1, ...), or which
-    out        folder: a run each in <variant>-s<seed>/, study.json and study.html
+    out        folder: a run each in <variant>-s<seed>/ (its training in train/, a run folder as
+               `ranvier train` leaves it), study.json and study.html
     resume     take finished runs from `out` where they were made with the same setup, and go on with
                trainings that were cut off; False measures and trains all again
-    model      a network of list_models() (digits: resnet-digits; else resnet8)
+    remeasure  measure finished runs again, without training them again
+    recipe     where network and training setting come from, one for all joins: a recipe's name, with
+               or without a join, or a TOML file; None: the data set's
+    settings   "key=value" over the recipe's, as `ranvier train -s`
+    model, epochs    instead of the recipe's; another model has its own options
     processes  runs at a time, each on one thread where there are several
     measures   also identity at initialisation and gradient norms over depth
-    setup      further fields of `study_run.Setup`: steps, options, train, weight_bits, limit, size
-    Raises RangeError for an unknown join or field; DataError where the data set is missing.
+    setup      further fields of `study_setup.Setup`: weights, steps, options, train, weight_bits, limit ...
+    A run that fails is left out, and named in `failed`.
+    Raises RangeError for an unknown join or field, FormatError for an unknown recipe or setting; what
+    the first run raised where none came through.
     """
     begin = time.perf_counter()
     numbers = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
-    made = _setup(dataset, model, epochs, data_dir, setup)
+    made = make_setup(dataset, recipe, settings, model, epochs, {"data_dir": data_dir, **setup})
     for variant in joins:
         parts_of(variant)
     if not joins or not numbers:
         raise RangeError("study: at least one join and one seed are needed")
     jobs = [(v, s) for s in numbers for v in joins]
-    runs = _all(made, jobs, Path(out), resume, processes, say or (lambda text: None))
     found = _measures(joins) if measures else {}
-    study = Study(made, runs, found, time.perf_counter() - begin, dict(meta or {}))
-    study.to_json(Path(out) / "study.json")
-    study.to_html(Path(out) / "study.html")
-    return study
+    tell, place = say or (lambda text: None), Path(out)
+    runs: dict[Job, Run] = {}
+    failed: dict[str, RanvierError] = {}
+
+    def study() -> Study:
+        told = {k: " ".join(str(e).split()) for k, e in failed.items()}
+        done = [runs[j] for j in sorted(runs, key=jobs.index)]
+        return Study(made, done, found, time.perf_counter() - begin, dict(meta or {}), told)
+
+    for job, run in _each(made, jobs, place, resume, remeasure, processes, tell):
+        if isinstance(run, RanvierError):
+            failed[f"{job[0]}-s{job[1]}"] = run
+            tell(f"{job[0]} seed {job[1]} failed: {run}")
+            continue
+        runs[job] = run
+        _write(study(), place)
+    if not runs:
+        raise next(iter(failed.values()))
+    made_of = study()
+    _write(made_of, place)
+    return made_of
 
 
-def _setup(
-    dataset: str, model: str | None, epochs: int | None, data_dir: str | None, given: dict[str, Any]
-) -> Setup:
-    known = set(Setup.__dataclass_fields__)
-    for key in given:
-        if key not in known:
-            raise RangeError(f"study: option '{key}' is none of {', '.join(sorted(known))}")
-    train = {"epochs": epochs or EPOCHS.get(dataset, 10), **given.pop("train", {})}
-    name = model or MODELS.get(dataset, "resnet8")
-    return Setup(dataset=dataset, model=name, data_dir=data_dir, train=train, **given)
+def _write(study: Study, out: Path) -> None:
+    study.to_json(out / "study.json")
+    study.to_html(out / "study.html")
 
 
 def run_folder(out: Path, variant: str, seed: int) -> Path:
     return out / f"{variant}-s{seed}"
 
 
-def _all(
-    setup: Setup, jobs: list[tuple[str, int]], out: Path, resume: bool, processes: int, say: Say
-) -> list[Run]:
-    """All runs, in the order of jobs; finished ones from disk, others here or in processes."""
-    found: dict[tuple[str, int], Run] = {}
-    for job in jobs:
-        kept = _kept(setup, run_folder(out, *job)) if resume else None
-        if kept is not None:
-            found[job] = kept
-    todo = [j for j in jobs if j not in found]
-    if found:
-        say(f"{len(found)} of {len(jobs)} runs are there already")
-    for n, (job, run) in enumerate(_running(setup, todo, out, resume, processes), len(found) + 1):
-        found[job] = run
-        accuracy = ", ".join(f"{k} {100 * v:.2f}" for k, v in run["accuracy"].items())
-        say(f"{n}/{len(jobs)} {job[0]} seed {job[1]}: {accuracy} ({run['seconds']:.0f} s)")
-    return [found[j] for j in jobs]
+def _each(
+    setup: Setup,
+    jobs: list[Job],
+    out: Path,
+    resume: bool,
+    remeasure: bool,
+    processes: int,
+    say: Say,
+) -> Iterator[tuple[Job, Run | RanvierError]]:
+    """All runs: finished ones from disk, then others as they come, from here or from processes."""
+    kept = {j: _kept(setup, run_folder(out, *j)) for j in jobs if resume and not remeasure}
+    there = {j: r for j, r in kept.items() if r is not None}
+    todo = [j for j in jobs if j not in there]
+    if there:
+        say(f"{len(there)} of {len(jobs)} runs are there already")
+    yield from there.items()
+    for n, (job, run) in enumerate(_running(setup, todo, out, resume, processes), len(there) + 1):
+        if not isinstance(run, RanvierError):
+            accuracy = ", ".join(f"{k} {100 * v:.2f}" for k, v in run["accuracy"].items())
+            times = f"training {run['train_s']:.0f} s, measuring {run['measure_s']:.0f} s"
+            say(f"{n}/{len(jobs)} {job[0]} seed {job[1]}: {accuracy} ({times})")
+        yield job, run
 
 
 def _running(
-    setup: Setup, todo: list[tuple[str, int]], out: Path, resume: bool, processes: int
-) -> Any:
+    setup: Setup, todo: list[Job], out: Path, resume: bool, processes: int
+) -> Iterator[tuple[Job, Run | RanvierError]]:
     if processes <= 1:
         for job in todo:
             yield job, work(setup, job, out, resume, 0)
@@ -178,25 +209,34 @@ def _running(
             yield waiting[done], done.result()
 
 
-def work(setup: Setup, job: tuple[str, int], out: Path, resume: bool, threads: int) -> Run:
+def work(setup: Setup, job: Job, out: Path, resume: bool, threads: int) -> Run | RanvierError:
     """One run, its figures written as run.json when they are whole; threads 0: torch's own number."""
-    import shutil
-
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     folder = run_folder(out, *job)
-    if not resume or _stale(setup, folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "setup.json", json.dumps(setup.key(), indent=1))
     begin = time.perf_counter()
-    run = run_one(setup, *job, folder)
+    try:
+        _prepare(setup, folder, resume)
+        run = run_one(setup, *job, folder)
+    except RanvierError as error:
+        return error
     run["seconds"] = time.perf_counter() - begin
     run = json.loads(json.dumps(run, default=_plain))
     write_text(folder / "run.json", json.dumps(run, indent=1))
     return run
+
+
+def _prepare(setup: Setup, folder: Path, resume: bool) -> None:
+    """Makes the run's folder; a training of another setting that lies there is set aside as <run>.old."""
+    made = _read(folder / "setup.json")
+    if folder.exists() and not (resume and made == setup.training()):
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "setup.json", json.dumps(setup.training(), indent=1))
 
 
 def _plain(value: Any) -> Any:
@@ -218,11 +258,6 @@ def _kept(setup: Setup, folder: Path) -> Run | None:
     """The finished run in a folder, where it was made with this setup."""
     run = _read(folder / "run.json")
     return run if isinstance(run, dict) and run.get("setup") == setup.key() else None
-
-
-def _stale(setup: Setup, folder: Path) -> bool:
-    """Whether the folder holds a training of another setup."""
-    return folder.exists() and _read(folder / "setup.json") != setup.key()
 
 
 def _measures(joins: Sequence[str]) -> dict[str, dict[str, Any]]:

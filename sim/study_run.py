@@ -2,131 +2,121 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ranvier.train.errors import RangeError
+from ranvier.sim.study_setup import STORED, Setup, parts_of, recipe_of
+from ranvier.train.errors import FormatError
+from ranvier.train.files import write_text
 
-CONV = "-conv"  # of a variant's name: 1x1 convolutions as shortcuts instead of none with parameters
 MAPPINGS = {
     "sew": {"linear": "linear", "graded": "graded"},
     "ms": {"linear": "unrolled", "graded": "relay"},
 }
-MODELS = {"digits": "resnet-digits"}  # data set -> default model of the family
-EPOCHS = {"digits": 10, "mnist": 4, "fashion_mnist": 6}
-TRAIN = {"batch_size": 64, "lr": 5e-3, "schedule": "onecycle"}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all runs of a study share.
-
-    model     a name of list_models(); joins and shortcuts vary, the rest is `options`
-    train     settings of the training (train/settings.py); the seed is added for each run
-    limit     test samples at most (None: all), train_limit the same for training samples
-    ladder_limit, advice_limit   as in `compare`
-    """
-
-    dataset: str = "digits"
-    model: str = "resnet-digits"
-    steps: int = 4
-    options: Mapping[str, Any] = field(default_factory=dict)
-    train: Mapping[str, Any] = field(default_factory=dict)
-    weight_bits: int = 8
-    limit: int | None = None
-    train_limit: int | None = None
-    ladder_limit: int = 64
-    advice_limit: int = 0
-    data_dir: str | None = None
-    size: int | None = None
-
-    def key(self) -> dict[str, Any]:
-        """What a finished run must have been made with to be taken again."""
-        made = asdict(self)
-        del made["data_dir"]
-        return dict(json.loads(json.dumps(made)))
-
-
-def parts_of(variant: str) -> tuple[str, str]:
-    """(join, shortcut) of a variant such as "ms" or "ms-conv".
-
-    Raises RangeError where the join is unknown.
-
-    >>> parts_of("sew-and"), parts_of("ms-conv")
-    (('sew-and', 'A'), ('ms', 'conv'))
-    """
-    from ranvier.train.models import JOIN_NAMES
-
-    join, shortcut = variant, "A"
-    if variant.endswith(CONV):
-        join, shortcut = variant[: -len(CONV)], "conv"
-    if join not in JOIN_NAMES:
-        known = ", ".join(JOIN_NAMES)
-        raise RangeError(f"study: '{variant}' is none of {known}, nor one of them with '{CONV}'")
-    return join, shortcut
+CALIBRATION = 256  # training samples
+COUNTED = 128  # test samples for algorithmic operations and firing patterns
+CALLED = {"torch": "float", "onnx": "onnx", "auto": "chip"}
+PRUNED = 1024  # test samples on which a branch must stay silent to be dropped
 
 
 def run_one(setup: Setup, variant: str, seed: int, folder: Path) -> dict[str, Any]:
     """Trains (or loads) one network and measures it; the figures, as plain values.
 
-    Weights and the finished figures lie in `folder`; a training that was cut off goes on there.
+    folder/train is the training's run folder, which `ranvier compile`, `compare` and `publish` take;
+    a training that was cut off goes on there.
     """
-    from ranvier.train import load_dataset
+    from ranvier.train.recipe import recipe_data
 
-    where = {"data_dir": setup.data_dir, "size": setup.size}
-    train_set = load_dataset(setup.dataset, split="train", limit=setup.train_limit, **where)
-    test_set = load_dataset(setup.dataset, split="test", limit=setup.limit, **where)
-    net = build(setup, variant, seed, train_set)
+    train_set, test_set = recipe_data(recipe_of(setup, variant, seed), setup.data_dir)
+    net, metrics = trained(setup, variant, seed, train_set, test_set, folder / "train")
     begin = time.perf_counter()
-    metrics = _fit(setup, variant, net, seed, train_set, test_set, folder)
-    seconds = time.perf_counter() - begin
     found = measure(setup, net, train_set, test_set)
     return {
-        "variant": variant, "seed": seed, "setup": setup.key(), "train_s": seconds,
+        "variant": variant, "seed": seed, "setup": setup.key(),
+        "train_s": float(metrics.get("seconds", 0.0)), "measure_s": time.perf_counter() - begin,
         "train": metrics, **found,
     }  # fmt: skip
 
 
+def trained(
+    setup: Setup, variant: str, seed: int, train_set: Any, test_set: Any, folder: Path
+) -> tuple[Any, dict[str, Any]]:
+    """(net in eval mode, metrics of its training): trained in `folder`, or taken from elsewhere."""
+    if setup.weights:
+        net, metrics = loaded(setup, variant, seed, train_set)
+    else:
+        net = build(setup, variant, seed, train_set)
+        metrics = _fit(setup, variant, net, seed, train_set, test_set, folder)
+    return net.eval(), {k: v for k, v in metrics.items() if isinstance(v, (int, float, str))}
+
+
 def build(setup: Setup, variant: str, seed: int, data: Any) -> Any:
     """The untrained network of a variant, its weights drawn with `seed`."""
-    import torch
+    from ranvier.train.recipe import build as build_recipe
 
+    return build_recipe(recipe_of(setup, variant, seed), data)
+
+
+def loaded(setup: Setup, variant: str, seed: int, data: Any) -> tuple[Any, dict[str, Any]]:
+    """(net, metrics) of the stored weights, or of a run folder <variant>-s<seed>[/train].
+
+    Raises FormatError where it is not the network that the setup describes, or is not there.
+    """
     from ranvier.train import create_model
+    from ranvier.train.recipe import load_run
 
-    join, shortcut = parts_of(variant)
-    shape = {"in_channels": data.input_shape[0], "num_classes": data.n_classes}
-    size = tuple(data.input_shape[1:])
-    torch.manual_seed(seed)
-    return create_model(
-        setup.model, join=join, shortcut=shortcut, steps=data.steps or setup.steps,
-        **shape, image_size=size, **setup.options,
-    )  # fmt: skip
+    if setup.weights == STORED:
+        join, shortcut = parts_of(variant)
+        tag = setup.dataset if shortcut == "A" else f"{setup.dataset}-{shortcut}"
+        net: Any = create_model(setup.model, join=join, pretrained=tag)
+        metrics: dict[str, Any] = {}
+    else:
+        place = Path(setup.weights) / f"{variant}-s{seed}"
+        place = place / "train" if (place / "train").is_dir() else place
+        net, _, metrics = load_run(place)
+    _same(asdict(net.config), asdict(build(setup, variant, seed, data).config), variant)
+    return net, metrics
+
+
+def _same(found: dict[str, Any], wanted: dict[str, Any], variant: str) -> None:
+    """Raises FormatError naming what differs: a study compares networks that differ in the join alone."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise FormatError(
+                f"study: the weights for '{variant}' were trained with {key}={found.get(key)}, the study's "
+                f"network has {value}; give the study the same (-s {key}=...)"
+            )
 
 
 def _fit(
     setup: Setup, variant: str, net: Any, seed: int, train_set: Any, test_set: Any, folder: Path
 ) -> dict[str, Any]:
-    from ranvier.train import fit
-    from ranvier.train.errors import FormatError
+    """The metrics of the training in `folder`, which goes on from its checkpoint.
 
-    options = {**TRAIN, "epochs": EPOCHS.get(setup.dataset, 10), **setup.train, "seed": seed}
-    where = folder / "train"
+    The test split is not looked at while training, unless a setting asks for it.
+    """
+    from ranvier.train import fit
+    from ranvier.train.recipe import RECIPE
+
+    recipe = recipe_of(setup, variant, seed)
+    options = recipe.train.as_dict()
+    watched = test_set if options["keep"] == "best" or options["early_stop"] else None
+    write_text(folder / RECIPE, recipe.model_dump_json(indent=2, exclude_none=True) + "\n")
     try:
         result = fit(
-            net, train_set, test_set, out_dir=where, resume=True, progress=False, **options
+            net, train_set, watched, out_dir=folder, resume=True, progress=False, **options
         )
     except FormatError:  # a training that was cut off before a setting got another default
-        shutil.rmtree(where, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(folder / RECIPE, recipe.model_dump_json(indent=2, exclude_none=True) + "\n")
         net.load_state_dict(build(setup, variant, seed, train_set).state_dict())
-        result = fit(net, train_set, test_set, out_dir=where, progress=False, **options)
-    return {k: v for k, v in result.metrics.items() if isinstance(v, (int, float, str))}
+        result = fit(net, train_set, watched, out_dir=folder, progress=False, **options)
+    return dict(result.metrics)
 
 
 def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, Any]:
@@ -138,19 +128,21 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
     from ranvier.sim.comparison_view import figures
     from ranvier.train.models import n_parameters
 
-    x, _ = train_set.batch(slice(0, 256))
+    x, _ = train_set.batch(slice(0, CALIBRATION))
     graph = trace(net, x[:, :4] if train_set.timed else x[:4])
     auto = compile(graph, calibration=x.numpy(), weight_bits=setup.weight_bits)
     report = compare(
-        net, auto, test_set, ("torch", "onnx", "dense"), graph=graph,
+        net, auto, test_set, ("torch", "onnx", "auto"), graph=graph,
         ladder_limit=setup.ladder_limit, advice_limit=setup.advice_limit,
+        onnx_limit=setup.onnx_limit,
     )  # fmt: skip
     told = figures(report)
     holds, broken = binary_only(graph)
     return {
         "n_parameters": n_parameters(net),
-        "accuracy": report.accuracy,
-        "n_test": next(iter(report.scores.values())).n,
+        "accuracy": {CALLED[k]: v for k, v in report.accuracy.items()},
+        "n_test": report.scores["torch"].n,
+        "n_onnx": report.scores["onnx"].n,
         "parity": report.parity,
         "agreement": {
             r: {n: a["overlap"] for n, a in v.items()} for r, v in told["agreement"].items()
@@ -172,7 +164,7 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
 def _similarity(graph: Any, test_set: Any) -> dict[str, float]:
     from ranvier.sim.measures import pattern_ssim
 
-    x, _ = test_set.batch(slice(0, 128))
+    x, _ = test_set.batch(slice(0, COUNTED))
     return pattern_ssim(graph, x.numpy())
 
 
@@ -182,7 +174,7 @@ def _pruning(graph: Any, test_set: Any) -> dict[str, Any] | None:
 
     if not any(isinstance(n, Join) and n.op == "or" for n in graph):
         return None
-    x, _ = test_set.batch(slice(0, 256))
+    x, _ = test_set.batch(slice(0, PRUNED))
     return natural_pruning(graph, x.numpy()).figures()
 
 
@@ -190,7 +182,7 @@ def algorithmic(graph: Any, test_set: Any) -> dict[str, float]:
     """Operations of the network as written, a sample: additions of weights and multiplications."""
     from ranvier.sim.operations import count
 
-    x, _ = test_set.batch(slice(0, 128))
+    x, _ = test_set.batch(slice(0, COUNTED))
     return count(graph, x.numpy())
 
 
@@ -201,7 +193,7 @@ def mappings(
     from ranvier.deploy import compile
 
     chosen = str(auto.meta["joins"])
-    found = {chosen: mapped(auto, report.accuracy["dense"], report.ledger)}
+    found = {chosen: mapped(auto, report.accuracy["auto"], report.ledger)}
     two = len(graph.lower("linear").populations) != len(graph.lower("graded").populations)
     for other in {"linear", "graded"} - {chosen} if two else ():
         program = compile(

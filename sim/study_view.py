@@ -9,7 +9,8 @@ import numpy as np
 
 from ranvier.sim import report_parts as parts
 from ranvier.sim.study import Run, Study
-from ranvier.sim.study_run import MAPPINGS, parts_of
+from ranvier.sim.study_run import MAPPINGS
+from ranvier.sim.study_setup import parts_of
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -53,10 +54,10 @@ def row(variant: str, runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": len(runs),
         "n_parameters": first["n_parameters"],
     }
-    for engine in ("torch", "onnx", "dense"):
+    for engine in ("float", "onnx", "chip"):
         values = [r["accuracy"][engine] for r in runs]
         made[engine], made[f"{engine}_sd"] = mean(values), spread(values)
-    gaps = [r["accuracy"]["dense"] - r["accuracy"]["torch"] for r in runs]
+    gaps = [r["accuracy"]["chip"] - r["accuracy"]["float"] for r in runs]
     made |= {"gap": mean(gaps), "gap_worst": min(gaps)}
     made |= {"binary_only": first["binary_only"], "breaks": (first["breaking_edges"] or [""])[0]}
     made |= {"n_breaks": len(first["breaking_edges"]), "divergence": first["divergence_text"]}
@@ -87,8 +88,8 @@ def row(variant: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 TEXT = (  # key, head, how it is shown
-    ("variant", "join", ""), ("torch", "float %", "%"), ("onnx", "ONNX %", "%"),
-    ("dense", "chip %", "%"), ("gap", "gap", "pp"), ("binary_only", "binary-only", ""),
+    ("variant", "join", ""), ("float", "float %", "%"), ("onnx", "ONNX %", "%"),
+    ("chip", "chip %", "%"), ("gap", "gap", "pp"), ("binary_only", "binary-only", ""),
     ("mapping", "mapping", ""), ("algorithmic", "alg. ops", "n"),
     ("multiplications", "of them mult.", "n"), ("synops", "mapped SOPs", "n"),
     ("mults", "graded", "n"), ("message_bits", "bits", "n"), ("cores", "cores", "n"),
@@ -158,13 +159,13 @@ def report_data(study: Study) -> dict[str, Any]:
 def summary(study: Study) -> list[str]:
     """What the table says, in sentences made from its figures."""
     rows = study.rows()
-    best = max(rows, key=lambda r: r["dense"])
+    best = max(rows, key=lambda r: r["chip"])
     worst = min(rows, key=lambda r: r["gap"])
     binary = [r["variant"] for r in rows if r["binary_only"]]
     other = [r for r in rows if not r["binary_only"]]
     told = [
-        f"On the chip {best['variant']} is best: {100 * best['dense']:.2f} % (float "
-        f"{100 * best['torch']:.2f} %). Integers cost {worst['variant']} most: "
+        f"On the chip {best['variant']} is best: {100 * best['chip']:.2f} % (float "
+        f"{100 * best['float']:.2f} %). Integers cost {worst['variant']} most: "
         f"{100 * worst['gap']:+.2f} points in the mean of its seeds.",
         f"Binary messages alone, after the stem: {', '.join(binary) or 'none'}.",
     ]
@@ -193,7 +194,7 @@ def _verdicts(study: Study) -> parts.Section:
     for r in study.rows():
         yes = r["binary_only"]
         rows.append({
-            **r, "torch": _pm(r, "torch"), "onnx": _pm(r, "onnx"), "dense": _pm(r, "dense"),
+            **r, "float": _pm(r, "float"), "onnx": _pm(r, "onnx"), "chip": _pm(r, "chip"),
             "gap": {"value": r["gap"], "text": f"{100 * r['gap']:+.2f}",
                     "tone": "bad" if r["gap"] < -0.01 else ""},
             "binary_only": {"value": yes, "text": "yes" if yes else "no", "tone": "good" if yes else "bad",
@@ -201,9 +202,9 @@ def _verdicts(study: Study) -> parts.Section:
         })  # fmt: skip
     columns = [
         parts.column("variant", "join"),
-        parts.column("torch", "float %", basis="measured", align="right"),
+        parts.column("float", "float %", basis="measured", align="right"),
         parts.column("onnx", "ONNX %", basis="measured", align="right"),
-        parts.column("dense", "chip %", basis="simulated", align="right"),
+        parts.column("chip", "chip %", basis="simulated", align="right"),
         parts.column("gap", "chip − float", align="right", help="points"),
         parts.column("binary_only", "binary only", basis="inferred"),
         parts.column("mapping", "mapping"),
@@ -383,8 +384,8 @@ def _runs(study: Study) -> parts.Section:
     ]  # fmt: skip
     columns = [
         parts.column("variant", "join"), parts.column("seed", "seed", "d"),
-        parts.column("torch", "float", ".2%"), parts.column("onnx", "ONNX", ".2%"),
-        parts.column("dense", "chip", ".2%"),
+        parts.column("float", "float", ".2%"), parts.column("onnx", "ONNX", ".2%"),
+        parts.column("chip", "chip", ".2%"),
         parts.column("parity", "ONNX, largest difference", ".1e"),
         parts.column("train_s", "training, s", ".0f"), parts.column("seconds", "all, s", ".0f"),
         parts.column("digest", "program"),

@@ -24,7 +24,7 @@ from ranvier.sim.measures import (
 from ranvier.sim.published import published_figures
 from ranvier.sim.report import render
 from ranvier.sim.study import Study, study_residual
-from ranvier.sim.study_run import parts_of
+from ranvier.sim.study_setup import parts_of
 from ranvier.train import create_model
 from ranvier.train.errors import RangeError
 
@@ -54,7 +54,7 @@ def test_every_run_is_there(made):
     assert rows["ms"]["binary_only"] and rows["or"]["binary_only"]
     assert not rows["ms-conv"]["binary_only"] and "real" in rows["ms-conv"]["breaks"]
     assert rows["ms-conv"]["n_parameters"] > rows["ms"]["n_parameters"]
-    assert all(r["torch"] == r["onnx"] for r in rows.values())
+    assert all(r["float"] == r["onnx"] for r in rows.values())
 
 
 def test_both_mappings_give_one_network(made):
@@ -106,7 +106,7 @@ def test_processes_give_the_same(made, tmp_path):
     for run in both.runs:
         (single,) = study.of(run["variant"])
         # torch's sums on the CPU may differ in the last bit from process to process
-        assert run["accuracy"]["torch"] == pytest.approx(single["accuracy"]["torch"], abs=2 / 24)
+        assert run["accuracy"]["float"] == pytest.approx(single["accuracy"]["float"], abs=2 / 24)
         assert run["setup"] == single["setup"] and list(run) == list(single)
 
 
