@@ -54,6 +54,12 @@ def row_sums(linear: LinearMap) -> int:
             return int(weight.max(initial=0))
 
 
+def trailing_zeros(weight: np.ndarray) -> int:
+    """The power of two that divides every weight; 8 where all are zero."""
+    bits = int(np.bitwise_or.reduce(weight.astype(np.int64), axis=None))
+    return (bits & -bits).bit_length() - 1 if bits else 8
+
+
 def sent_at_most(program: Program) -> dict[str, int]:
     """name -> bound on |message|. A relay's is what it can receive, not what it declares."""
     found = {p.name: _declared(p) for p in program}

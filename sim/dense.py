@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
 from ranvier.sim import bounds
+from ranvier.sim.bounds import trailing_zeros
+from ranvier.sim.int8 import Product, product
 from ranvier.sim.layers import Driven, Incoming, Tally, walk
 from ranvier.sim.layout import Wiring
 from ranvier.sim.plan import Plan, plan
@@ -32,7 +34,11 @@ CHUNK_BYTES = {
 
 
 class Synapses:
-    """One projection's weights as torch wants them, in the narrowest exact type."""
+    """One projection's weights as torch wants them, in the narrowest exact type.
+
+    Plain spikes (uint8) meet 8-bit weights as whole numbers where the processor has such products;
+    the float32 weights are then never kept.
+    """
 
     def __init__(self, wiring: Wiring, raw_bound: int, shifted: bool, device: torch.device) -> None:
         self.wiring, self.device = wiring, device
@@ -42,25 +48,51 @@ class Synapses:
             else torch.float64 if raw_bound < bounds.FLOAT64_EXACT
             else None
         )  # fmt: skip
-        scale = 1 << wiring.projection.exponent if shifted else 1
-        if self.dtype is not None:
-            self.weight = torch.as_tensor(wiring.weight.astype(np.int64) * scale).to(
-                device, self.dtype
-            )
+        self.exponent = wiring.projection.exponent if shifted else 0
         self.gather, self.scatter = (
             None if i is None else torch.as_tensor(i, device=device)
             for i in (wiring.gather, wiring.scatter)
         )
-        if isinstance(self.map, ConvMap) and self.dtype is not None:
-            last = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-            self.weight = self.weight.contiguous(memory_format=last)
+        self._weight: Tensor | None = None
+        self._int8: Product | None = None
+        self._asked = device.type != "cpu" or self.dtype is not torch.float32
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights in `dtype`, shifted, made on first use."""
+        if self._weight is None:
+            whole = torch.as_tensor(self.wiring.weight.astype(np.int64) << self.exponent)
+            weight = whole.to(self.device, self.dtype)
+            if isinstance(self.map, ConvMap) and self.device.type == "cpu":
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            self._weight = weight
+        return self._weight
+
+    @property
+    def int8(self) -> Product | None:
+        """The product of plain spikes in 8 bits, or None where it cannot be."""
+        if not self._asked:
+            self._asked = True
+            zeros = trailing_zeros(self.wiring.weight)
+            self._int8 = product(
+                self.map, self.wiring.weight >> zeros, zeros + self.exponent,
+                lambda x: self._apply(x.to(torch.float32)),
+            )  # fmt: skip
+            if self._int8 is not None:
+                self._weight = None  # it served as the measure
+        return self._int8
 
     def __call__(self, message: Tensor) -> Tensor:
         """`[steps, batch, n_in]` -> `[steps, batch, n_out]`, of `dtype`, or int64."""
         if self.gather is not None:
             message = message[..., self.gather]
         x = message.flatten(0, 1)
-        out = self._plain(x) if self.dtype is None else self._apply(x.to(self.dtype))
+        if self.dtype is None:
+            out = self._plain(x)
+        elif x.dtype is torch.uint8 and self.int8 is not None:
+            out = self.int8(x)
+        else:
+            out = self._apply(x.to(self.dtype))
         out = out.unflatten(0, message.shape[:2])
         return out if self.scatter is None else out[..., self.scatter]
 
@@ -78,6 +110,18 @@ class Synapses:
                 return F.linear(x, self.weight)
             case OneToOne():
                 return x * self.weight
+
+    def add_to(self, total: Tensor, message: Tensor) -> bool:
+        """Adds a one-to-one map of plain spikes in place, in one pass; False where it cannot."""
+        direct = isinstance(self.map, OneToOne) and self.gather is None and self.scatter is None
+        if not direct or message.dtype is not torch.uint8 or self.dtype is not torch.float32:
+            return False
+        if total.shape != message.shape or not total.is_contiguous() or self.device.type != "cpu":
+            return False
+        from ranvier.sim.scan_kernels import add_times
+
+        add_times()(total.numpy(), message.contiguous().numpy(), self.weight.numpy())
+        return True
 
     def _plain(self, x: Tensor) -> Tensor:
         """In int64, through the map's own definition, whose order is the neurons'."""
@@ -120,6 +164,11 @@ def conv_by_patches(conv: ConvMap, x: Tensor, weight: Tensor) -> Tensor:
     return out.reshape(n, c_out, rows, cols)
 
 
+def _one_to_one_last(part: tuple[Wiring, Any]) -> bool:
+    """Those can be added to sums that are there already."""
+    return isinstance(part[0].projection.map, OneToOne)
+
+
 def wrapped(x: Tensor, bits: int) -> Tensor:
     half = 1 << (bits - 1)
     return ((x + half) & (2 * half - 1)) - half
@@ -152,8 +201,11 @@ class DenseBackend:
         """The sum of everything that reaches a population, `[1 or steps, batch, n]`."""
         exact = self.plan.arrival[name].float32
         total: Tensor | None = None
-        for wiring, message in incoming:
-            part = self.synapses(wiring)(message)
+        for wiring, message in sorted(incoming, key=_one_to_one_last):
+            synapses = self.synapses(wiring)
+            if exact and total is not None and synapses.add_to(total, message):
+                continue
+            part = synapses(message)
             part = part if exact else self._shifted(wiring, part)
             if total is None:
                 total = part

@@ -17,6 +17,7 @@ import torch
 
 from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
 from ranvier.sim import events_kernels
+from ranvier.sim.bounds import trailing_zeros
 from ranvier.sim.dense import DenseBackend, chunk_size, exact_kernels, scan_cpu
 from ranvier.sim.layers import Driven, Incoming, walk
 from ranvier.sim.layout import Wiring
@@ -66,12 +67,6 @@ def conv_runs(conv: ConvMap) -> Runs:
     positions = conv.in_shape[1] * conv.in_shape[2]
     first = np.searchsorted(pos[heads], np.arange(positions + 1))
     return Runs(first, start[heads], at[heads], length)
-
-
-def trailing_zeros(weight: np.ndarray) -> int:
-    """The power of two that divides every weight; 8 where all are zero."""
-    bits = int(np.bitwise_or.reduce(weight.astype(np.int64), axis=None))
-    return (bits & -bits).bit_length() - 1 if bits else 8
 
 
 def final_bound(projection: Any, sent: int, binary: bool) -> int:

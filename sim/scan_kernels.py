@@ -141,3 +141,17 @@ def tally_graded() -> Callable[..., None]:
             payload[t] += total
 
     return njit(parallel=True, cache=True, nogil=True)(kernel)
+
+
+@functools.cache
+def add_times() -> Callable[..., None]:
+    """The kernel for total `[steps, batch, n]` float32 += sent (uint8) times weight `[n]` float32."""
+
+    def kernel(total, sent, weight):  # type: ignore[no-untyped-def]
+        steps, batch, n = sent.shape
+        for job in prange(steps * batch):
+            into, row = total[job // batch, job % batch], sent[job // batch, job % batch]
+            for i in range(n):
+                into[i] += numba.float32(row[i]) * weight[i]
+
+    return njit(parallel=True, cache=True, nogil=True)(kernel)
