@@ -341,6 +341,32 @@ def study_residual(
         raise typer.Exit(1)
 
 
+@study_app.command("depth")
+def study_depth(
+    dataset: Annotated[str | None, typer.Option(help="default: the recipe's, or digits")] = None,
+    depths: Annotated[str, typer.Option(help="weighted layers, 6n + 2")] = "20,32,56",
+    joins: str = "vanilla,sew,ms,or",
+    seeds: Annotated[str, typer.Option(help="how many, or which: '3', or '0,4,7'")] = "2",
+    setting: Annotated[list[str] | None, typer.Option("-s", help="key=value")] = None,
+    epochs: Annotated[int, typer.Option(help="of each training")] = 6,
+    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/depth"),
+    processes: Annotated[int, typer.Option(help="runs at a time")] = 1,
+    limit: Annotated[int | None, typer.Option(help="test samples at most")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train narrow networks of several depths with each join: does depth degrade, and why."""
+    from ranvier.cli.studies import command_line, numbers, teller
+    from ranvier.sim.study_depth import study_depth as study
+
+    found = study(
+        dataset, numbers(depths, "depths"), tuple(joins.split(",")), numbers(seeds, "seeds"), out=out,
+        epochs=epochs, settings=setting or [], processes=processes, limit=limit, say=teller(),
+        data_dir=None if data_dir is None else str(data_dir), meta={"command": command_line()},
+    )  # fmt: skip
+    print(found.to_json() if as_json else found.table())
+
+
 @study_app.command("bits")
 def study_bits(
     dataset: str = "mnist",

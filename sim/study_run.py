@@ -130,7 +130,7 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
 
     x, _ = train_set.batch(slice(0, CALIBRATION))
     graph = trace(net, x[:, :4] if train_set.timed else x[:4])
-    auto = compile(graph, calibration=x.numpy(), weight_bits=setup.weight_bits)
+    auto = compile(graph, calibration=x.numpy(), weight_bits=setup.weight_bits, joins=setup.mapping)  # type: ignore[call-overload,unused-ignore]
     report = compare(
         net, auto, test_set, ("torch", "onnx", "auto"), graph=graph,
         ladder_limit=setup.ladder_limit, advice_limit=setup.advice_limit,
@@ -143,6 +143,8 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
         "accuracy": {CALLED[k]: v for k, v in report.accuracy.items()},
         "n_test": report.scores["torch"].n,
         "n_onnx": report.scores["onnx"].n,
+        "onnx_differ": _differ(report, "torch", "onnx"),
+        "chip_differ": _differ(report, "torch", "auto"),
         "parity": report.parity,
         "agreement": {
             r: {n: a["overlap"] for n, a in v.items()} for r, v in told["agreement"].items()
@@ -159,6 +161,12 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
         "pattern_ssim": _similarity(graph, test_set),
         "pruning": _pruning(graph, test_set),
     }
+
+
+def _differ(report: Any, first: str, other: str) -> int:
+    """Samples that two engines put into different classes."""
+    counts = report.disagreements[first, other]
+    return int(counts.sum() - np.trace(counts))
 
 
 def _similarity(graph: Any, test_set: Any) -> dict[str, float]:
@@ -194,7 +202,9 @@ def mappings(
 
     chosen = str(auto.meta["joins"])
     found = {chosen: mapped(auto, report.accuracy["auto"], report.ledger)}
-    two = len(graph.lower("linear").populations) != len(graph.lower("graded").populations)
+    two = setup.mapping == "auto" and len(graph.lower("linear").populations) != len(
+        graph.lower("graded").populations
+    )
     for other in {"linear", "graded"} - {chosen} if two else ():
         program = compile(
             graph, calibration=calibration, weight_bits=setup.weight_bits, joins=other

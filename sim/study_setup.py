@@ -30,6 +30,7 @@ class Setup:
     limit     test samples at most (None: all), train_limit the same for training samples
     onnx_limit   test samples at most in ONNX Runtime (None: all)
     ladder_limit, advice_limit   as in `compare`
+    mapping   as `compile` takes joins; with "auto" both ways are measured, else this one alone
     weights   "": train; "stored": those that come with ranvier; else a folder of run folders
     """
 
@@ -47,6 +48,7 @@ class Setup:
     data_dir: str | None = None
     size: int | None = None
     weights: str = ""
+    mapping: str = "auto"
 
     def key(self) -> dict[str, Any]:
         """What a finished run must have been made with to be taken again."""

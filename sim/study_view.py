@@ -46,6 +46,15 @@ def mapping_name(variant: str, mapping: str) -> str:
     return MAPPINGS.get(parts_of(variant)[0], {}).get(mapping, mapping)
 
 
+def pruned(runs: Sequence[Run]) -> tuple[float | None, float | None, bool | None]:
+    """(branches dropped, branches of ORs, whether all outputs stayed equal), mean of runs; None: no OR."""
+    found = [r["pruning"] for r in runs if r.get("pruning")]
+    if not found:
+        return None, None, None
+    dropped, there = (mean([len(p[k]) for p in found]) for k in ("dropped", "rates"))
+    return dropped, there, all(p["identical"] for p in found)
+
+
 def row(variant: str, runs: Sequence[Run]) -> dict[str, Any]:
     """One line of the verdict table: means over seeds, `_sd` the spreads."""
     first = runs[0]
@@ -78,8 +87,7 @@ def row(variant: str, runs: Sequence[Run]) -> dict[str, Any]:
         made[key] = mean([chosen(r).get(key) for r in runs])
     made["mapping"] = mapping_name(variant, first["chosen"])
     made["ssim"] = mean([mean(list(r["pattern_ssim"].values())) for r in runs])
-    pruned = [len(r["pruning"]["dropped"]) for r in runs if r.get("pruning")]
-    made["pruned"] = mean(pruned) if pruned else None
+    made["pruned"], made["branches"], made["identical"] = pruned(runs)
     made["energy_nj"] = {
         k: mean([chosen(r)["energy_nj"].get(k) for r in runs]) for k in chosen(first)["energy_nj"]
     }
@@ -331,7 +339,7 @@ def _gradients(study: Study) -> list[parts.Section]:
     note = f"Squared gradient norm at each of {depth} equal blocks over that at the end (untrained, tdBN)."
     names = [str(i) for i in range(0, depth, max(1, depth // 10))]
     series = {
-        join: [_log10(found["gradient"]["plain"]["r"][int(i)]) for i in names]
+        join: [log10(found["gradient"]["plain"]["r"][int(i)]) for i in names]
         for join, found in study.measures.items()
     }
     return [
@@ -343,7 +351,7 @@ def _gradients(study: Study) -> list[parts.Section]:
     ]  # fmt: skip
 
 
-def _log10(x: float) -> float | None:
+def log10(x: float) -> float | None:
     return float(np.log10(x)) if x > 1e-30 else None
 
 
