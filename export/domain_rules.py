@@ -247,7 +247,8 @@ def _drive(node: Neuron, x: Interval, steps: int | None) -> Interval:
         case SlidingWindow():
             up, down = model.taps.clip(0, None).sum(), model.taps.clip(None, 0).sum()
             x = x.with_zero()
-            return Interval(up * x.lo + down * x.hi, up * x.hi + down * x.lo, None)
+            lo = times(up, x.lo) + times(down, x.hi)
+            return Interval(lo, times(up, x.hi) + times(down, x.lo), None)
         case _:
             return x
 

@@ -119,7 +119,7 @@ def _scan(node: Neuron, x: Tensor, output: Output | None) -> tuple[Tensor, Tenso
     import torch
 
     if node.bias is not None:
-        x = x + torch.as_tensor(node.bias, dtype=x.dtype, device=x.device)
+        x = x + _tensor(node.bias, x)
     state, sent, seen = node.model.initial(x[0]), [], []
     for t in range(len(x)):
         out, state = node.model.step(state, x[t])
@@ -162,7 +162,7 @@ def _step_neuron(node: Neuron, x: Tensor, states: dict[str, Any]) -> Tensor:
     import torch
 
     if node.bias is not None:
-        x = x + torch.as_tensor(node.bias, dtype=x.dtype, device=x.device)
+        x = x + _tensor(node.bias, x)
     state = states.get(node.name) or node.model.initial(x)
     out, states[node.name] = node.model.step(state, x)
     return out
@@ -180,7 +180,8 @@ def _tensor(a: np.ndarray | None, like: Tensor, tail: int = 0) -> Any:
 
     if a is None:
         return None
-    t = torch.as_tensor(np.asarray(a), dtype=like.dtype, device=like.device)
+    own = np.require(a, requirements="W")  # torch warns of arrays that cannot be written to
+    t = torch.as_tensor(own, dtype=like.dtype, device=like.device)
     return t.reshape((*t.shape, *[1] * tail))
 
 

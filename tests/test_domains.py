@@ -344,3 +344,27 @@ def test_holds_refuses_what_lies_outside():
         b = Builder(shape=(2, 3, 3))
         graph = b.graph(b.conv("c", "x", 2, 1))
         measured_inside(graph, np.full((1, 1, 2, 3, 3), 50.0) * np.sign(graph["c"].weight.sum()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_unbounded_input_gives_bounds_without_warning():
+    """A window of taps of one sign: 0 x infinity is 0 in a bound, not nan."""
+    for taps in ([0.5, 1.0], [-0.5, -1.0]):
+        model = SlidingWindow(taps=np.array(taps), v_threshold=1.0)
+        nodes = [
+            Input(name="x", shape=(2,), lo=-np.inf, hi=np.inf),
+            Neuron(name="n", inputs=("x",), model=model),
+            Output(name="y", inputs=("n",)),
+        ]
+        found = infer_domains(Graph.of(nodes, steps=4))
+        assert found["n"].kind == "binary" and found["n"].hi == 1.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_parameters_are_read_without_warning():
+    graph = residual("ms", 2)
+    for node in graph:
+        for value in vars(node).values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+    graph.run(np.ones((4, 1, *SHAPE), np.float32))
