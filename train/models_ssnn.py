@@ -6,6 +6,7 @@ classifiers behind every stage but the last train with it and are left out in ev
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from ranvier.train.blocks import conv3x3
 from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
 from ranvier.train.models_resnet import ResNetConfig, Stage, residual_block
-from ranvier.train.multistep import Stepped
-from ranvier.train.networks import Network, initialize, make_neuron
+from ranvier.train.multistep import Stepped, set_multi_step
+from ranvier.train.networks import ModelConfig, Network, initialize, make_neuron
 from ranvier.train.norms import make_norm
 
 
@@ -229,3 +230,63 @@ def stage_loss(
         raise RangeError(f"stage_loss: {len(given)} weights for {len(heads)} heads")
     losses = [w * nn.functional.cross_entropy(h, y) for w, h in zip(given, heads, strict=True)]
     return torch.stack(losses).sum()
+
+
+class SSNNPart(Network):
+    """One stage of an SSNN as a network of its own, with that stage's number of steps.
+
+    The first part takes pixels; a later one what the temporal
+    transformer before it gives, [T_i, B, C, H, W]; the last one ends at the classes.
+    """
+
+    def __init__(self, net: SSNN, index: int) -> None:
+        whole, n = net.config, len(net.config.stage_steps)
+        super().__init__(_part_config(whole, index))
+        self.first, self.last = index == 1, index == n
+        if self.first:
+            self.conv, self.norm, self.neuron = net.conv, net.norm, net.neuron
+        self.stage = getattr(net, f"stage{index}")
+        if self.last:
+            self.last_neuron, self.pool = net.last_neuron, net.pool
+            self.flatten, self.fc = net.flatten, net.fc
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if self.first else x
+
+    def body(self, x: Tensor) -> Tensor:
+        neuron = self.neuron if self.first else None
+        return self.seq(x, neuron, self.stage, self.last_neuron if self.last else None)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.seq(x, self.pool, self.flatten, self.fc) if self.last else x
+
+
+def _part_config(whole: SSNNConfig, index: int) -> ModelConfig:
+    """The input of part `index` (from 1) as a plain configuration."""
+    channels, (height, width) = whole.in_channels, whole.input_shape[1:]
+    for i in range(index - 1):
+        channels = whole.units[i][-1] if whole.kind == "vgg" else whole.widths[i]
+        stride = 2 if whole.kind == "vgg" else whole.strides[i]
+        height, width = -(-height // stride), -(-width // stride)
+    if whole.kind == "vgg" and index > 1:
+        height, width = (side >> (index - 1) for side in whole.input_shape[1:])
+    return ModelConfig(
+        name=f"{whole.name}/stage{index}",
+        steps=whole.stage_steps[index - 1],
+        in_channels=channels,
+        num_classes=whole.num_classes,
+        image_size=(height, width),
+        readout=whole.readout,
+    )
+
+
+def parts(net: SSNN) -> list[SSNNPart]:
+    """Copies of the stages as networks of their own; `net.shrink1`, ... stand between them.
+
+    net(x) is the last part's readout, each part run on what the transformer makes of the one
+    before. `ranvier.deploy.staged` compiles them.
+    """
+    made = copy.deepcopy(net)
+    set_multi_step(made, False)
+    n = len(net.config.stage_steps)
+    return [SSNNPart(made, i).train(net.training) for i in range(1, n + 1)]
