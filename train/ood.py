@@ -28,8 +28,12 @@ PUBLISHED = {
     "erm": (89.1, 80.1, 10.2),
     "irm": (73.2, 68.1, 41.2),
     "similarity-trains": (75.8, 65.0, 42.1),
-    "similarity-rates": (73.4, 68.1, 32.5),
+    "similarity-rates": (73.4, 73.2, 32.5),
 }
+
+
+# Samples of each training environment that its accuracy is measured on, as many as validation has.
+N_TRAIN_EVAL = 5000
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class OodSettings:
     lr, l2          Adam; l2 times the sum of squared weights is added to the loss
     penalty, anneal_epochs   IRM: weight of the penalty after so many epochs, 1 before
     similarity_max  weight of 1 - cosine in the last epoch; it rises linearly from 0
+    eval_every      epochs from one row of the history to the next; the last epoch always has one
     """
 
     method: Literal["erm", "irm", "similarity-trains", "similarity-rates"] = "erm"
@@ -57,6 +62,7 @@ class OodSettings:
     penalty: float = 1e4
     anneal_epochs: int = 10
     similarity_max: float = 1.0
+    eval_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,14 +75,16 @@ class OodSettings:
             raise UnsupportedError(
                 f"ood: method '{self.method}' compares spikes; use network='snn'"
             )
-        if self.epochs < 1 or self.batch_size < 0:
-            raise RangeError("ood: epochs must be 1 or more, batch_size 0 (all) or more")
+        if self.epochs < 1 or self.batch_size < 0 or self.eval_every < 1:
+            raise RangeError(
+                "ood: epochs and eval_every must be 1 or more, batch_size 0 (all) or more"
+            )
 
 
 # The settings that the authors of IRM tuned for an MLP; full batches, one step an epoch.
 IRM_PUBLISHED = OodSettings(
     "irm", "mlp", epochs=501, batch_size=0, lr=4.8982e-4, l2=1.10794e-3, hidden=390,
-    penalty=91257.18, anneal_epochs=190,
+    penalty=91257.18, anneal_epochs=190, eval_every=10,
 )  # fmt: skip
 
 
@@ -198,7 +206,8 @@ def train_ood(environments: Environments, settings: OodSettings | None = None) -
             optimizer.step()
             losses.append(loss.item())
             cosines.append(cosine)
-        history.append(_row(net, environments, epoch, losses, cosines))
+        if (epoch + 1) % s.eval_every == 0 or epoch + 1 == s.epochs:
+            history.append(_row(net, environments, epoch, losses, cosines))
     return OodResult(s, history, select(history))
 
 
@@ -211,7 +220,7 @@ def _loss(
         spikes = [net.spikes(x) for x, _ in batches]
         logits = [spike_logit(each) for each in spikes]
     else:
-        logits = [net(x) for x, _ in batches]
+        logits = [in_parts(net, x) for x, _ in batches]
     pairs = [(each, y) for each, (_, y) in zip(logits, batches, strict=True)]
     loss = torch.stack([risk(*pair) for pair in pairs]).mean()
     loss = loss + s.l2 * torch.stack([p.pow(2).sum() for p in net.parameters()]).sum()
@@ -227,6 +236,11 @@ def _loss(
         loss = loss + weight * torch.stack([penalty(*pair) for pair in pairs]).mean()
         loss = loss / max(weight, 1.0)  # or the gradients would grow with the penalty's weight
     return loss, cosine
+
+
+def in_parts(net: nn.Module, x: Tensor, size: int = 1500) -> Tensor:
+    """net(x), computed in parts that fit a cache: half the time of one product over all rows."""
+    return torch.cat([net(part) for part in x.split(size)])
 
 
 def similarity_weight(s: OodSettings, epoch: int) -> float:
@@ -261,8 +275,8 @@ def paired_indices(y1: Tensor, y2: Tensor, generator: Generator) -> tuple[Tensor
 @torch.inference_mode()
 def _accuracy(net: nn.Module, data: Dataset) -> float:
     right = 0
-    for i in range(0, len(data), 5000):
-        x, y = data.batch(slice(i, i + 5000))
+    for i in range(0, len(data), 1000):
+        x, y = data.batch(slice(i, i + 1000))
         right += int(((net(x) > 0).long() == y).sum())
     return right / len(data)
 
@@ -272,8 +286,8 @@ def _row(
 ) -> dict[str, float]:
     return {
         "epoch": epoch + 1,
-        "env1": _accuracy(net, e.train[0]),
-        "env2": _accuracy(net, e.train[1]),
+        "env1": _accuracy(net, e.train[0].subset(slice(N_TRAIN_EVAL))),
+        "env2": _accuracy(net, e.train[1].subset(slice(N_TRAIN_EVAL))),
         "validation": _accuracy(net, e.validation),
         "test": _accuracy(net, e.test),
         "similarity": sum(cosines) / len(cosines),
@@ -319,3 +333,14 @@ def _table_row(method: str, rule: str, found: list[dict[str, float]]) -> dict[st
 def as_json(result: OodResult) -> dict[str, Any]:
     """Settings, curves and selections as plain values."""
     return asdict(result)
+
+
+def main() -> int:
+    """`python -m ranvier.train.ood`: the grid of ood_study."""
+    from ranvier.train.ood_study import main as study
+
+    return study()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
