@@ -105,10 +105,15 @@ def compile(
         lowered["graded"].populations
     ):
         del lowered["graded"]  # no join asks for relays
-    programs = {c: _Compiler(g, x, options, c).program() for c, g in lowered.items()}
-    if len(programs) == 1:
-        return next(iter(programs.values()))
-    return min(programs.values(), key=lambda p: p.meta["cost_pj"])
+    programs, failures = [], []
+    for choice, each in lowered.items():
+        try:
+            programs.append(_Compiler(each, x, options, choice).program())
+        except CapacityError as error:  # the other mapping may still fit
+            failures.append(error)
+    if not programs:
+        raise failures[0]
+    return min(programs, key=lambda p: p.meta["cost_pj"])
 
 
 @dataclass(frozen=True)
