@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranvier.train.devices import lay_out
 from ranvier.train.errors import RanvierError
 from ranvier.train.files import atomic_write
 
@@ -88,12 +89,13 @@ def train_step(run: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
 
 
 def make(name: str, join: str, steps: int, device: str) -> tuple[Any, Any]:
-    """(ours, the plain twin), with equal weights."""
+    """(ours, the plain twin), with equal weights; ours laid out as a training lays it out."""
     from ranvier.train.models import create_model
 
     torch.manual_seed(0)
     net = create_model(name, join=join, steps=steps).to(device)
-    return net, plain(net).to(device)
+    twin = plain(net).to(device)
+    return lay_out(net), twin
 
 
 def batch_of(n: int, device: str) -> tuple[Tensor, Tensor]:

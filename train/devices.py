@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ranvier.train.errors import RangeError, UnsupportedError
 
@@ -37,6 +39,31 @@ def make_fabric(amp: str, devices: int, accelerator: str) -> Any:
     return Fabric(
         accelerator=accelerator, devices=devices, strategy=strategy, precision=PRECISIONS[amp]
     )
+
+
+def lay_out(net: nn.Module, channels_last: bool = True) -> nn.Module:
+    """net itself, its 4-dimensional weights with channels last in memory (or first again).
+
+    No value changes. Convolutions, normalizations and scans follow the weights' layout and are
+    fastest so: they need not reorder what passes between them.
+    """
+    return net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's allocator hold on to large blocks that are freed, for the rest of the process.
+
+    A training step frees and asks for the same activations again and again; to fetch them from the
+    system each time costs a page fault every 4 KiB. Does nothing where there is no glibc. Called by
+    programs, not by functions of the library: it is a setting of the whole process.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    mallopt(m_mmap_threshold, 2**31 - 1)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def part_of_batch(n: int, rank: int, world: int) -> tuple[slice, float]:

@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from ranvier.train.augmentation import augment, mix
 from ranvier.train.checkpoint import save_weights
 from ranvier.train.data import Dataset
-from ranvier.train.devices import make_fabric, ordered_kernels, part_of_batch, seed_all
+from ranvier.train.devices import lay_out, make_fabric, ordered_kernels, part_of_batch, seed_all
 from ranvier.train.errors import RangeError, RanvierError, ShapeError, UnsupportedError
 from ranvier.train.evaluation import QatHook, Wrapped, batch_sums, evaluate
 from ranvier.train.files import write_text
@@ -88,6 +88,7 @@ class Trainer:
     def _set_up(self) -> None:
         s = self.settings
         seed_all(s.seed)
+        lay_out(self.net)
         wrapped: nn.Module = Wrapped(self.net, self.loss.per_step, self.hook)
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
@@ -284,7 +285,7 @@ class Trainer:
             self._put(self.best_state)
         elif self.ema:
             self._put(self.ema.state)
-        self.net.eval()
+        lay_out(self.net, channels_last=False).eval()
         metrics = self._metrics()
 
         def write(folder: Path) -> None:
