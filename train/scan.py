@@ -87,7 +87,10 @@ def lif_scan(x: Tensor, alpha: Tensor, beta: Tensor, threshold: Tensor, rule: Ru
     if back is not None:
         wide = wide.permute(0, 1, 3, 4, 2)
     flat = [_per_neuron(p, wide.shape[2:]) for p in params]
-    spikes = _Scan.apply(wide.reshape(wide.shape[0], -1), *flat, rule, backend)
+    # A static image's currents, expanded over time: the compiled loops read one step again and again.
+    still = backend == "numba" and wide.stride(0) == 0 and not alpha.requires_grad
+    rows = wide[:1] if still else wide
+    spikes = _Scan.apply(rows.reshape(len(rows), -1), len(wide), *flat, rule, backend)
     spikes = spikes.view(wide.shape).to(x.dtype)
     return spikes if back is None else spikes.permute(back)
 
@@ -140,14 +143,21 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, backend: str
+        ctx: Any,
+        x: Tensor,
+        steps: int,
+        alpha: Tensor,
+        beta: Tensor,
+        theta: Tensor,
+        rule: Rule,
+        backend: str,
     ) -> Tensor:
         x = x.contiguous()
         forward, _ = kernels(backend)
         needs_grad = any(ctx.needs_input_grad)
-        spikes, kept = forward(x, alpha, beta, theta, rule, needs_grad)
+        spikes, kept = forward(x, steps, alpha, beta, theta, rule, needs_grad)
         if needs_grad:
-            inputs = x if ctx.needs_input_grad[1] else x.new_empty(0)
+            inputs = x if ctx.needs_input_grad[2] else x.new_empty(0)
             ctx.save_for_backward(kept, inputs, alpha, beta, theta)
             ctx.rule, ctx.backend = rule, backend
         return spikes
@@ -156,17 +166,17 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         kept, x, alpha, beta, theta = ctx.saved_tensors
         _, backward = kernels(ctx.backend)
-        needs = ctx.needs_input_grad
-        learns = needs[2] or needs[3]
+        _, _, for_alpha, for_beta, for_theta, *_ = ctx.needs_input_grad
+        learns = for_beta or for_theta
         g_x, g_beta, g_theta = backward(
             grads[0].contiguous(), kept, alpha, beta, theta, ctx.rule, learns
         )
-        g_alpha = _alpha_gradient(x, g_x, alpha) if needs[1] else None
         return (
             g_x,
-            g_alpha,
-            _reduce(g_beta, beta) if needs[2] else None,
-            _reduce(g_theta, theta) if needs[3] else None,
+            None,
+            _alpha_gradient(x, g_x, alpha) if for_alpha else None,
+            _reduce(g_beta, beta) if for_beta else None,
+            _reduce(g_theta, theta) if for_theta else None,
             None,
             None,
         )
@@ -194,7 +204,8 @@ Kernels = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor
 def kernels(backend: str) -> Kernels:
     """(forward, backward) of that backend over flattened [T, N] tensors.
 
-    forward returns the spikes and what its backward wants kept: x (numba) or h (triton, torch).
+    forward takes x [T, N], or [1, N] for the same at each of its steps (numba only), and returns the
+    spikes and what its backward wants kept: x (numba) or h (triton, torch).
     """
     if backend == "numba":
         from ranvier.train import scan_numba as compiled
@@ -210,7 +221,7 @@ def _tile(p: Tensor, n: int) -> Tensor:
 
 
 def torch_forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
+    x: Tensor, steps: int, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
 ) -> tuple[Tensor, Tensor]:
     """(spikes, h) [T, N]; h is empty unless `save`."""
     params = tuple(_tile(p, x.shape[1]) for p in (alpha, beta, theta))

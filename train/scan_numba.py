@@ -72,12 +72,13 @@ _slope, _after, _chunk = map(_compile, (_slope_python, _after_python, _chunk_pyt
 
 
 # The arguments of the two factories are constants to the compiler, which drops the branches on them.
+# still: the same currents arrive at every step, and x has one row.
 
 
 @cache
-def _forward(reset: int, current: bool, shared: bool, parallel: bool) -> Kernel:
+def _forward(reset: int, still: bool, current: bool, shared: bool, parallel: bool) -> Kernel:
     def forward(x, alpha, beta, theta, v_reset, s):  # type: ignore[no-untyped-def]
-        n_steps, n = x.shape
+        n_steps, n = s.shape
         one = x.dtype.type(1)
         zero = one - one
         a0, b0, th0 = alpha[0], beta[0], theta[0]
@@ -89,7 +90,7 @@ def _forward(reset: int, current: bool, shared: bool, parallel: bool) -> Kernel:
             th = _chunk(theta, lo, m, shared)
             u, v = np.zeros(m, x.dtype), np.zeros(m, x.dtype)
             for t in range(n_steps):
-                x_t, s_t = x[t, lo : lo + m], s[t, lo : lo + m]
+                x_t, s_t = x[0 if still else t, lo : lo + m], s[t, lo : lo + m]
                 for j in range(m):
                     arriving = x_t[j]
                     if current:
@@ -105,12 +106,12 @@ def _forward(reset: int, current: bool, shared: bool, parallel: bool) -> Kernel:
 
 @cache
 def _backward(
-    reset: int, kind: int, current: bool, shared: bool, learns: bool, parallel: bool
+    reset: int, kind: int, still: bool, current: bool, shared: bool, learns: bool, parallel: bool
 ) -> Kernel:
     def backward(  # type: ignore[no-untyped-def]
         g_s, x, alpha, beta, theta, v_reset, p, k, g_x, g_beta, g_theta
     ):
-        n_steps, n = x.shape
+        n_steps, n = g_s.shape
         one = x.dtype.type(1)
         zero = one - one
         a0, b0, th0 = alpha[0], beta[0], theta[0]
@@ -123,7 +124,7 @@ def _backward(
             h = np.empty((n_steps, m), x.dtype)  # once more: cheaper than to have stored them
             u, v = np.zeros(m, x.dtype), np.zeros(m, x.dtype)
             for t in range(n_steps):
-                x_t, h_t = x[t, lo : lo + m], h[t]
+                x_t, h_t = x[0 if still else t, lo : lo + m], h[t]
                 for j in range(m):
                     arriving = x_t[j]
                     if current:
@@ -137,7 +138,7 @@ def _backward(
             g_v[:] = zero
             for back in range(n_steps):
                 t = n_steps - 1 - back
-                h_t, g_t, g_x_t = h[t], g_s[t, lo : lo + m], g_x[t, lo : lo + m]
+                h_t, g_t, g_x_t = h[t], g_s[t, lo : lo + m], g_x[0 if still else t, lo : lo + m]
                 if learns:
                     g_th = g_theta[lo : lo + m]
                     for j in range(m):
@@ -161,7 +162,7 @@ def _backward(
                     if current:
                         g_h = (a0 if shared else a[j]) * g_u[j] + g_h
                         g_u[j] = g_h
-                    g_x_t[j] = g_h
+                    g_x_t[j] = g_x_t[j] + g_h if still and back > 0 else g_h
 
     return _compile(backward, parallel)
 
@@ -186,13 +187,13 @@ def _flags(alpha: Tensor, *others: Tensor) -> tuple[bool, bool]:
 
 
 def forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
+    x: Tensor, steps: int, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """(spikes, x) [T, N]; the backward computes the membranes from x once more."""
-    s = torch.empty_like(x)
+    """(spikes [steps, N], x); the backward computes the membranes from x once more."""
+    s = x.new_empty(steps, x.shape[1])
     arrays = _arrays(x, alpha, beta, theta)
-    reset = RESETS.index(rule.reset)
-    kernel = _forward(reset, *_flags(alpha, beta, theta), _in_parallel(x.numel()))
+    flags = (x.shape[0] < steps, *_flags(alpha, beta, theta), _in_parallel(s.numel()))
+    kernel = _forward(RESETS.index(rule.reset), *flags)
     kernel(*arrays, arrays[0].dtype.type(rule.v_reset), s.numpy())
     return s, x
 
@@ -200,16 +201,16 @@ def forward(
 def backward(
     g_s: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(g_x [T, N], g_beta [N], g_theta [N]); the last two are empty unless `learns`."""
+    """(g_x shaped as x, g_beta [N], g_theta [N]); the last two are empty unless `learns`."""
     assert isinstance(rule.spike, Surrogate)
     g_x = torch.empty_like(x)
     g_beta, g_theta = (x.new_zeros(x.shape[1] if learns else 0) for _ in range(2))
     arrays = _arrays(g_s, x, alpha, beta, theta)
     as_type, p = arrays[0].dtype.type, rule.spike.alpha
     numbers = (as_type(v) for v in (rule.v_reset, p, math.pi / 2 * p))
-    flags = _flags(alpha, beta, theta)
+    flags = (x.shape[0] < g_s.shape[0], *_flags(alpha, beta, theta), learns)
     kernel = _backward(
-        RESETS.index(rule.reset), rule.spike.code, *flags, learns, _in_parallel(x.numel())
+        RESETS.index(rule.reset), rule.spike.code, *flags, _in_parallel(g_s.numel())
     )
     kernel(*arrays, *numbers, g_x.numpy(), g_beta.numpy(), g_theta.numpy())
     return g_x, g_beta, g_theta

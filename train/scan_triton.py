@@ -142,7 +142,7 @@ def _grid(n: int) -> tuple[int]:
 
 
 def forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
+    x: Tensor, steps: int, alpha: Tensor, beta: Tensor, theta: Tensor, rule: Rule, save: bool
 ) -> tuple[Tensor, Tensor]:
     """(spikes, h) [T, N]; h is empty unless `save`."""
     s = torch.empty_like(x)
