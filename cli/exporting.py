@@ -160,6 +160,7 @@ def compare_run(
     run: Path, engines: list[str], limit: int | None, lava_limit: int, data_dir: Path | None
 ) -> Any:
     """The comparison report of a run folder on its recipe's test split."""
+    from ranvier.cli.studies import command_line
     from ranvier.deploy import compile
     from ranvier.export import trace
     from ranvier.sim import compare
@@ -176,7 +177,17 @@ def compare_run(
     else:
         x = _series(train, slice(0, 512))
         program = compile(trace(net, np.asarray(x[:2])), calibration=x)
-    return compare(net, program, test, engines=tuple(engines), limit=limit, lava_limit=lava_limit)
+    config: Any = net.config
+    meta = {
+        "title": f"{config.name}, join {config.join}, on every engine",
+        "subtitle": f"{recipe.data.name}, test split; {config.steps} steps; trained as recipe "
+        f"{recipe.name}, seed {recipe.train.seed}",
+        "command": command_line(), "run": str(run), "seed": recipe.train.seed,
+        "data": recipe.data.name,
+    }  # fmt: skip
+    return compare(
+        net, program, test, engines=tuple(engines), limit=limit, lava_limit=lava_limit, meta=meta
+    )
 
 
 def run_bench(suite: str, quick: bool, out: Path | None) -> None:

@@ -171,7 +171,7 @@ def _curves(report: Report) -> parts.Section:
     return parts.curves(
         "How much of the float network's spikes each rung keeps",
         names, series, lo=max(0.0, min(seen, default=0.0) - 0.02), hi=1.0, format=".1%",
-        basis="simulated",
+        basis="simulated", x_label="population, from the input on", y_label="spikes kept",
         note="Spikes in both over spikes in either, by population; 100 % is the same spike train. "
         f"Over {report.ladder.series.shape[1]} samples.",
     )  # fmt: skip
@@ -232,6 +232,8 @@ def _matrices(report: Report) -> list[parts.Section]:
             names = [str(i) for i in range(len(m))]
             found.append({
                 "kind": "matrix", "title": f"Disagreements: {a} and {b}", "basis": "simulated",
+                "note": f"Rows: the class that {a} gives; columns: the class that {b} gives. Off the "
+                "diagonal they disagree.",
                 "rows": names, "columns": names, "values": m.tolist(), "row_label": a,
                 "column_label": b,
             })  # fmt: skip

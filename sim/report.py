@@ -8,7 +8,8 @@
         "provenance": {str: str | number | list | {...}},    # versions, digests, seeds, command
     }
 
-A section is `{"kind", "title", "basis", "note"?, ...}`. `basis` says where its figures come
+A section is `{"kind", "title", "basis", "note"?, "folded"?, ...}`. `folded` is what to click on to see
+it, where it is hidden at first. `basis` says where its figures come
 from: "measured" (counted or timed on what really ran), "simulated" (by an engine of this project),
 "modelled" (counts times somebody's constants), "inferred" (proved from the graph). What else it holds
 depends on its kind; `ranvier.sim.report_parts` makes sections from graphs, programs and runs:
@@ -28,7 +29,7 @@ depends on its kind; `ranvier.sim.report_parts` makes sections from graphs, prog
     cores      {"chip", "n_cores", "limit", "cores": [{"use": {population: share}, "help"?}], "resources":
                [{"name", "used", "limit"}]}
     bars       {"unit", "groups": [{"name", "bars": [{"name", "value", "text"?, "help"?, "basis"?}]}]}
-    lines      {"x": [str], "x_label"?, "series": [{"name", "values": [float | None]}], "lo"?, "hi"?,
+    lines      {"x": [str], "x_label"?, "y_label"?, "series": [{"name", "values": [float | None]}], "lo"?, "hi"?,
                "format"?}
     matrix     {"rows": [str], "columns": [str], "values": [[int]], "row_label"?, "column_label"?}
 """
@@ -95,6 +96,8 @@ def _section(i: int, section: Section) -> str:
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError(f"report: section '{section['title']}' ({kind}): {error!r}") from error
     note = f'<p class="note">{escape(str(section["note"]))}</p>' if section.get("note") else ""
+    if section.get("folded"):
+        inside = f"<details><summary>{escape(str(section['folded']))}</summary>{inside}</details>"
     head = f"<h2>{escape(str(section['title']))}{badge(section.get('basis'))}</h2>"
     return f'<section id="s{i}" class="card kind-{kind}">{head}{note}{inside}</section>'
 
@@ -128,15 +131,13 @@ def formatted(value: Any, spec: str = "") -> str:
     return str(value)
 
 
-def _cell(cell: Any, column: Section) -> str:
+def _cell(cell: Any, column: Section, align: str) -> str:
     full = cell if isinstance(cell, Mapping) else {"value": cell}
     value, spec = full.get("value"), column.get("format", "")
     text = str(full["text"]) if "text" in full else formatted(value, spec)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     tone = full.get("tone", "")
     if tone and tone not in TONES:
         raise FormatError(f"report: tone '{tone}' is none of {', '.join(TONES)}")
-    align = column.get("align", "right" if number else "left")
     spread = ""
     if full.get("low") is not None and full.get("high") is not None:
         span = f"{formatted(full['low'], spec)} to {formatted(full['high'], spec)}"
@@ -149,12 +150,13 @@ def _cell(cell: Any, column: Section) -> str:
 
 def _table(section: Section) -> str:
     columns, rows = section["columns"], section["rows"]
-    heads = []
+    heads, aligned = [], []
     for column in columns:
         first = next((r.get(column["key"]) for r in rows if r.get(column["key"]) is not None), "")
         value = first.get("value") if isinstance(first, Mapping) else first
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         align = column.get("align", "right" if number else "left")
+        aligned.append(align)
         help_ = f' title="{escape(str(column["help"]))}"' if column.get("help") else ""
         mark = badge(column.get("basis"))
         heads.append(
@@ -162,7 +164,8 @@ def _table(section: Section) -> str:
             f'<button type="button">{escape(str(column["label"]))}</button>{mark}</th>'
         )
     body = "".join(
-        "<tr>" + "".join(_cell(r.get(c["key"]), c) for c in columns) + "</tr>" for r in rows
+        f"<tr>{''.join(_cell(r.get(c['key']), c, a) for c, a in zip(columns, aligned, strict=True))}</tr>"
+        for r in rows
     )
     return (
         '<div class="scroll"><table class="sortable"><thead><tr>'

@@ -50,7 +50,7 @@ color-scheme:dark}
 :root[data-theme=light]{color-scheme:light}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--text);font:15px/1.55 system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-header,main,footer{max-width:1180px;margin:0 auto;padding:0 20px}
+header,main,footer{max-width:1240px;margin:0 auto;padding:0 20px}
 header{padding-top:22px}
 .top{display:flex;justify-content:space-between;align-items:center}
 .brand{margin:0;font-weight:600;letter-spacing:.04em;color:var(--soft)}
@@ -65,6 +65,7 @@ button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:poin
 #theme{border:1px solid var(--line);border-radius:6px;padding:2px 10px;font-size:13px;color:var(--soft);background:var(--card)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;margin:16px 0}
 .note{margin:0 0 10px;color:var(--soft);max-width:90ch;font-size:14px}
+summary{cursor:pointer;color:var(--accent);font-size:14px}details[open] summary{margin-bottom:8px}
 .lead{margin:2px 0 8px}
 .badge{font-size:11px;font-weight:500;line-height:1;padding:3px 7px;border-radius:9px;border:1px solid currentColor;color:var(--soft);white-space:nowrap}
 .badge.measured{color:var(--good)}.badge.simulated{color:var(--accent)}.badge.modelled{color:var(--warn)}
@@ -82,7 +83,8 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 .sortable tbody tr:hover{background:color-mix(in srgb,var(--accent) 6%,transparent)}
 td:first-child{white-space:nowrap}td.right{text-align:right;white-space:nowrap}td.center,th.center{text-align:center}
 .spread{display:block;font-size:12px;color:var(--soft)}
-.tone{font-weight:500}
+.tone{font-weight:500;white-space:nowrap}
+svg text.axis{font-size:12px}
 .tone.good{color:var(--good)}.tone.warn{color:var(--warn)}.tone.bad{color:var(--bad)}
 .tone.binary,.carries.binary{color:var(--binary)}.tone.ternary,.carries.ternary{color:var(--ternary)}
 .tone.integer,.carries.integer{color:var(--integer)}.tone.real,.carries.real{color:var(--real)}
@@ -112,11 +114,12 @@ svg text{fill:var(--soft);font-size:11px}
 .core{fill:color-mix(in srgb,var(--text) 6%,transparent);stroke:var(--line)}
 .cores{display:flex;flex-wrap:wrap;gap:20px;align-items:flex-start}.cores svg{width:480px;max-width:100%}
 .meters{flex:1;min-width:300px;display:grid;gap:8px}
-.meter,.bar{display:grid;grid-template-columns:minmax(120px,230px) 1fr minmax(110px,max-content);gap:12px;align-items:center;font-size:13px;margin:4px 0}
+.pale1{opacity:.62}.pale2{opacity:.35}
+.meter,.bar{display:grid;grid-template-columns:minmax(120px,230px) 1fr 190px;gap:12px;align-items:center;font-size:13px;margin:4px 0}
 .track{height:12px;border-radius:6px;background:color-mix(in srgb,var(--text) 8%,transparent);overflow:hidden;display:block}
 .track i{display:block;height:100%;border-radius:6px;background:var(--accent)}
 .track i.warn{background:var(--warn)}.track i.bad{background:var(--bad)}
-.bar .value{text-align:right;font-variant-numeric:tabular-nums}.bar .badge{margin-left:8px}
+.meter span:last-child{text-align:right;font-variant-numeric:tabular-nums}.bar .value{text-align:right;font-variant-numeric:tabular-nums}.bar .badge{margin-left:8px}
 .matrix{width:auto;font-size:13px}.matrix th{font-weight:500;color:var(--soft);padding:2px 6px;text-align:right}
 .matrix td{position:relative;width:36px;height:26px;text-align:center;border:1px solid var(--line)}
 .matrix td i{position:absolute;inset:0;background:var(--bad)}.matrix td span{position:relative}

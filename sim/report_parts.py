@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ranvier.deploy.program import Program
+from ranvier.deploy.program import OneToOne, Program
 from ranvier.export.domains import Domain, infer_domains, verdicts
 from ranvier.export.graph import Graph, detail
 from ranvier.export.nodes import Node
@@ -167,7 +167,7 @@ def weight_histograms(
     for p in program.projections.values():
         node: Any = graph.nodes.get(p.name) or graph.nodes.get(p.origin)
         weight = getattr(node, "weight", None)
-        if weight is None or np.shape(weight) != p.map.weight.shape:
+        if weight is None or np.shape(weight) != p.map.weight.shape or isinstance(p.map, OneToOne):
             continue
         weight = np.asarray(weight, float)
         back = read_back(program, p.name)
@@ -209,9 +209,15 @@ def chip_sections(program: Program, ledger: Ledger | None) -> list[Section]:
     if ledger is not None:
         told = {name: energy(ledger, name) for name in MODELS}
         bars = {name: {k: v / 1000 for k, v in e.parts_pj.items()} for name, e in told.items()}
-        note = " ".join(f"{name}: {e.boundary}. Source: {e.source}." for name, e in told.items())
-        found.append(energy_bars(bars, note=note))
+        found.append(energy_bars(bars, note=boundaries()))
     return found
+
+
+def boundaries() -> str:
+    """What each energy model counts and leaves out, and its source."""
+    from ranvier.sim.energy_models import MODELS
+
+    return " ".join(f"{n}: {m.boundary}. Source: {m.source}." for n, m in MODELS.items())
 
 
 def energy_bars(

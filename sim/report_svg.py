@@ -127,7 +127,7 @@ def cores(section: Section) -> str:
     """Every core of the chip as a square: filled by how full it is, coloured by population."""
     used = section["cores"]
     names = list(dict.fromkeys(name for core in used for name in core["use"]))
-    colour = {name: f"c{i % N_COLOURS}" for i, name in enumerate(names)}
+    colour = {name: _shade(i) for i, name in enumerate(names)}
     total = max(section["limit"], len(used))
     across, side = 16, 26
     squares = []
@@ -144,6 +144,11 @@ def cores(section: Section) -> str:
         f'<div class="cores"><svg viewBox="0 0 {across * (side + 4)} {high}" role="img" '
         f'aria-label="{escape(head)}">{"".join(squares)}</svg><div class="meters">{meters}</div></div>'
     )
+
+
+def _shade(i: int) -> str:
+    """The classes of the i-th population: the palette, then the palette paler, then paler still."""
+    return f"c{i % N_COLOURS} pale{min(2, i // N_COLOURS)}"
 
 
 def _core(i: int, core: Section, colour: Mapping[str, str], x: float, y: float, side: float) -> str:
@@ -170,10 +175,19 @@ def _meter(resource: Section) -> str:
     tone = "bad" if share > 1 else ("warn" if share > 0.9 else "fine")
     text = f"{resource['used']:,} of {resource['limit']:,}"
     return (
-        f'<div class="meter"><span>{escape(str(resource["name"]))}</span>'
+        f'<div class="meter"><span>{escape(str(resource["name"]).replace("_", " "))}</span>'
         f'<span class="track"><i class="{tone}" style="width:{100 * min(1, share):.1f}%"></i></span>'
         f"<span>{escape(text)}</span></div>"
     )
+
+
+def amount(value: float) -> str:
+    """Four digits, without powers of ten.
+
+    >>> amount(24391.7), amount(20.671), amount(0.001234)
+    ('24,392', '20.67', '0.001234')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def bars(section: Section) -> str:
@@ -187,7 +201,7 @@ def bars(section: Section) -> str:
         for bar in group["bars"]:
             value = bar["value"]
             text = bar.get("text") or (
-                "–" if value is None else f"{value:.4g} {section.get('unit', '')}"
+                "–" if value is None else f"{amount(value)} {section.get('unit', '')}"
             )
             help_ = f' title="{escape(str(bar["help"]))}"' if bar.get("help") else ""
             width = 0.0 if value is None else 100 * value / top
@@ -203,43 +217,68 @@ def bars(section: Section) -> str:
 
 
 def lines(section: Section) -> str:
-    """Curves over named places, such as the agreement of each layer."""
+    """Curves over named places, such as the agreement of each layer; every second one is dashed, so that
+    curves that coincide are both seen."""
     from ranvier.sim.report import formatted
 
     x, series, spec = section["x"], section["series"], section.get("format", ".3g")
     seen = [v for s in series for v in s["values"] if v is not None]
-    lo = section.get("lo", min(seen, default=0.0))
-    hi = section.get("hi", max(seen, default=1.0))
-    hi = hi if hi > lo else lo + 1
-    left, width, high = 58, max(420, 62 * len(x)), 190
+    marks = ticks(
+        section.get("lo", min(seen, default=0.0)), section.get("hi", max(seen, default=1.0))
+    )
+    lo, hi = marks[0], marks[-1]
+    left, width, high = 74, max(560, 62 * len(x)), 210
 
     def at(i: int, v: float) -> tuple[float, float]:
         return left + (i + 0.5) * width / len(x), 10 + high * (1 - (v - lo) / (hi - lo))
 
     grid = []
-    for k in range(5):
-        v = lo + (hi - lo) * k / 4
+    for v in marks:
         y = at(0, v)[1]
         grid.append(f'<path class="grid" d="M{left} {y:.1f}H{left + width}"/>')
         grid.append(
             f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(formatted(v, spec))}</text>'
         )
+    longest = max((len(str(n)) for n in x), default=0)
+    turn = longest * 7 > width / max(1, len(x))
+    placed = "rotate(24)" if turn else ""
+    anchor = "start" if turn else "middle"
     names = [
-        f'<text transform="translate({at(i, lo)[0]:.1f} {high + 24}) rotate(24)">{escape(str(n))}</text>'
+        f'<text transform="translate({at(i, lo)[0]:.1f} {high + 26}) {placed}" text-anchor="{anchor}">'
+        f"{escape(str(n))}</text>"
         for i, n in enumerate(x)
     ]
     curves = [_curve(s, k, x, at, spec) for k, s in enumerate(series)]
-    tail = 30 + 5 * max((len(str(n)) for n in x), default=0) // 2
+    below = high + 26 + (5 * longest // 2 + 16 if turn else 22)
+    names.append(
+        f'<text class="axis" x="{left + width / 2:.0f}" y="{below}" text-anchor="middle">'
+        f"{escape(str(section.get('x_label', '')))}</text>"
+        f'<text class="axis" transform="translate(14 {10 + high / 2:.0f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(str(section.get("y_label", "")))}</text>'
+    )
     keys = "".join(
         f'<span class="key c{k % N_COLOURS}">{escape(str(s["name"]))}</span>'
         for k, s in enumerate(series)
     )
-    total_w, total_h = left + width + 60, high + 20 + tail
+    total_w, total_h = left + width + 60, below + 8
     return (
         f'<div class="legend">{keys}</div><div class="scroll"><svg class="chart" width="{total_w}" '
         f'height="{total_h}" viewBox="0 0 {total_w} {total_h}" role="img" '
         f'aria-label="{escape(str(section["title"]))}">{"".join(grid + names + curves)}</svg></div>'
     )
+
+
+def ticks(lo: float, hi: float) -> list[float]:
+    """Four to eight round numbers from lo (or just below) to hi (or just above).
+
+    >>> ticks(0.57, 1.0), ticks(-4.2, 3.0)
+    ([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], [-6.0, -4.0, -2.0, 0.0, 2.0, 4.0])
+    """
+    span = hi - lo if hi > lo else 1.0
+    unit = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(unit * m for m in (1, 2, 5, 10) if span / (unit * m) <= 6)
+    first, last = math.floor(lo / step + 1e-9), math.ceil(max(hi, lo + step) / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
 
 
 def _curve(series: Section, k: int, x: Sequence[Any], at: Any, spec: str) -> str:
@@ -255,10 +294,11 @@ def _curve(series: Section, k: int, x: Sequence[Any], at: Any, spec: str) -> str
         pen = "L"
         title = escape(f"{series['name']}, {x[i]}: {formatted(v, spec)}")
         parts.append(
-            f'<circle class="c{k % N_COLOURS}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
+            f'<circle class="c{k % N_COLOURS}" cx="{px:.1f}" cy="{py:.1f}" r="{4 if k % 2 else 3}">'
             f"<title>{title}</title></circle>"
         )
-    return f'<path class="line c{k % N_COLOURS}" d="{path}"/>{"".join(parts)}'
+    dash = ' stroke-dasharray="7 5"' if k % 2 else ""
+    return f'<path class="line c{k % N_COLOURS}"{dash} d="{path}"/>{"".join(parts)}'
 
 
 def matrix(section: Section) -> str:

@@ -65,8 +65,9 @@ class Study:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Rows, runs and measures as JSON; written to `path` as well, where one is given."""
+        runs = [{k: v for k, v in r.items() if k != "drawn"} for r in self.runs]
         text = json.dumps(
-            {"rows": self.rows(), "runs": self.runs, "measures": self.measures,
+            {"rows": self.rows(), "runs": runs, "measures": self.measures,
              "wall_s": self.wall_s, "setup": self.setup.key(), "meta": dict(self.meta),
              "failed": dict(self.failed)}, indent=1,
         )  # fmt: skip
@@ -76,7 +77,7 @@ class Study:
 
     def data(self) -> dict[str, Any]:
         """The report's data, for `ranvier.sim.report.render`."""
-        from ranvier.sim.study_view import report_data
+        from ranvier.sim.study_page import report_data
 
         return report_data(self)
 

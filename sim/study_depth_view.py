@@ -8,7 +8,8 @@ import numpy as np
 
 from ranvier.sim import report_parts as parts
 from ranvier.sim.study_depth import DepthStudy
-from ranvier.sim.study_view import log10, mean, pruned, row
+from ranvier.sim.study_page import log10
+from ranvier.sim.study_view import mean, pruned, row
 
 IDLE = 0.999  # SSIM beyond which a block passes on what came
 
@@ -152,7 +153,7 @@ def _accuracy(study: DepthStudy) -> list[parts.Section]:
         lo = max(0.0, float(np.floor(min(seen, default=0.0) * 20 - 0.5) / 20))
         made.append(
             parts.curves(title, [str(d) for d in depths], series, lo=lo, hi=1.0, format=".0%",
-                         basis=basis, x_label="weighted layers")
+                         basis=basis, x_label="weighted layers", y_label="accuracy")
         )  # fmt: skip
     return made
 
@@ -173,5 +174,5 @@ def _gradients(study: DepthStudy) -> list[parts.Section]:
     )
     return [
         parts.curves("Gradient norm over depth", names, series, format=".1f", basis="measured",
-                     note=note, x_label="block")
+                     note=note, x_label="block", y_label="log10 ratio")
     ]  # fmt: skip

@@ -35,7 +35,7 @@ def run_one(setup: Setup, variant: str, seed: int, folder: Path) -> dict[str, An
     train_set, test_set = recipe_data(recipe_of(setup, variant, seed), setup.data_dir)
     net, metrics = trained(setup, variant, seed, train_set, test_set, folder / "train")
     begin = time.perf_counter()
-    found = measure(setup, net, train_set, test_set)
+    found = measure(setup, net, train_set, test_set, f"{variant}, seed {seed}", folder)
     return {
         "variant": variant, "seed": seed, "setup": setup.key(),
         "train_s": float(metrics.get("seconds", 0.0)), "measure_s": time.perf_counter() - begin,
@@ -119,8 +119,13 @@ def _fit(
     return dict(result.metrics)
 
 
-def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, Any]:
-    """Everything that a trained network shows: accuracies, verdict, mappings, divergence."""
+def measure(
+    setup: Setup, net: Any, train_set: Any, test_set: Any, title: str, folder: Path
+) -> dict[str, Any]:
+    """Everything that a trained network shows: accuracies, verdict, mappings, divergence.
+
+    The network's own comparison is written to folder/report.html.
+    """
     from ranvier.deploy import compile
     from ranvier.export.domains import binary_only
     from ranvier.export.tracer import trace
@@ -134,8 +139,9 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
     report = compare(
         net, auto, test_set, ("torch", "onnx", "auto"), graph=graph,
         ladder_limit=setup.ladder_limit, advice_limit=setup.advice_limit,
-        onnx_limit=setup.onnx_limit,
+        onnx_limit=setup.onnx_limit, meta={"title": f"{setup.model} on {setup.dataset}: {title}"},
     )  # fmt: skip
+    report.to_html(folder / "report.html")
     told = figures(report)
     holds, broken = binary_only(graph)
     return {
@@ -157,6 +163,7 @@ def measure(setup: Setup, net: Any, train_set: Any, test_set: Any) -> dict[str, 
         "algorithmic": algorithmic(graph, test_set),
         "mappings": mappings(setup, graph, auto, x.numpy(), test_set, report),
         "chosen": auto.meta["joins"],
+        "drawn": drawn(graph, auto),
         "digest": auto.digest(),
         "pattern_ssim": _similarity(graph, test_set),
         "pruning": _pruning(graph, test_set),
@@ -167,6 +174,13 @@ def _differ(report: Any, first: str, other: str) -> int:
     """Samples that two engines put into different classes."""
     counts = report.disagreements[first, other]
     return int(counts.sum() - np.trace(counts))
+
+
+def drawn(graph: Any, program: Any) -> list[dict[str, Any]]:
+    """The network with what its wires carry, and the cores that it takes: sections of a report."""
+    from ranvier.sim import report_parts as parts
+
+    return [parts.network(graph), parts.chip_sections(program, None)[0]]
 
 
 def _similarity(graph: Any, test_set: Any) -> dict[str, float]:
