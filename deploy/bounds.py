@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ranvier.deploy.cells import SHIFT, V_MAX, Cell
-from ranvier.deploy.program import ConvMap, DenseMap, LinearMap, OneToOne, Population, Program
+from ranvier.deploy.cells import SHIFT, V_MAX, Cell, Ints
+from ranvier.deploy.program import (
+    ConvMap,
+    DenseMap,
+    LinearMap,
+    OneToOne,
+    Population,
+    Program,
+    Projection,
+    Shape,
+)
 
 A_LIMIT = 2**17 - 1  # of the sum that arrives at a compartment: u = a << 6 has 24 bits
 RELAY_LIMIT = 2**23 - 1  # of a payload, and of one convolution's sum
@@ -30,30 +40,45 @@ class Bound:
     saturates: bool
 
 
-def sum_range(linear: LinearMap, lo: int, hi: int, exponent: int = 0) -> tuple[int, int]:
-    """The smallest and largest sum that one map can make of messages in lo..hi (0 among them)."""
+def row_sums(linear: LinearMap, shape: Shape) -> tuple[Ints, Ints]:
+    """(sum of the positive weights, sum of the negative ones) of each target neuron.
+
+    As arrays that broadcast to `shape`, the target's; borders, which see fewer weights, count as inside.
+    """
     w = linear.weight.astype(np.int64)
     match linear:
         case ConvMap():
+            form: Shape = (-1, 1, 1) if len(shape) == 3 else shape
             axes: tuple[int, ...] = (1, 2, 3)
         case DenseMap():
-            axes = (1,)
+            form, axes = shape, (1,)
         case OneToOne():
-            axes = ()
-    up = np.where(w > 0, w * max(hi, 0), w * min(lo, 0))
-    down = np.where(w > 0, w * min(lo, 0), w * max(hi, 0))
-    top, bottom = (part.sum(axes) if axes else part for part in (up, down))
-    return int(bottom.min(initial=0)) << exponent, int(top.max(initial=0)) << exponent
+            return np.broadcast_to(np.maximum(w, 0), shape), np.broadcast_to(
+                np.minimum(w, 0), shape
+            )
+    sums = np.maximum(w, 0).sum(axes), np.minimum(w, 0).sum(axes)
+    if isinstance(linear, ConvMap) and len(shape) != 3:  # a vector out of an image
+        sums = tuple(np.broadcast_to(s[:, None, None], linear.out_shape) for s in sums)  # type: ignore[assignment]
+    return sums[0].reshape(form), sums[1].reshape(form)
+
+
+def arriving(
+    into: Iterable[Projection], populations: Mapping[str, Population], shape: Shape
+) -> tuple[int, int]:
+    """a_lo..a_hi: the smallest and largest sum over some projections into one population."""
+    low = high = np.zeros((), np.int64)
+    for p in into:
+        source = populations[p.source]
+        up, down = row_sums(p.map, shape)
+        lo, hi = min(source.lo, 0), max(source.hi, 0)
+        low = low + ((up * lo + down * hi) << p.exponent)
+        high = high + ((up * hi + down * lo) << p.exponent)
+    return int(low.min(initial=0)), int(high.max(initial=0))
 
 
 def arriving_range(program: Program, population: Population) -> tuple[int, int]:
     """a_lo..a_hi: the sum over all projections into the population."""
-    lo = hi = 0
-    for p in program.into(population.name):
-        source = program.populations[p.source]
-        low, high = sum_range(p.map, source.lo, source.hi, p.exponent)
-        lo, hi = lo + low, hi + high
-    return lo, hi
+    return arriving(program.into(population.name), program.populations, population.shape)
 
 
 def prove(program: Program) -> dict[str, Bound]:
@@ -67,7 +92,7 @@ def prove(program: Program) -> dict[str, Bound]:
 
 def _bound(population: Population, cell: Cell, lo: int, hi: int) -> Bound:
     a = max(-lo, hi)
-    if cell.kind == "relay":
+    if cell.kind != "cuba":  # no register of 24 bits on the way
         return Bound(population.name, lo, hi, 0.0, 0.0, a > RELAY_LIMIT, False)
     u = (a << SHIFT) / _leak((np.asarray(cell.du) + 1) / 4096)
     bias = float(np.abs(cell.bias).max(initial=0))

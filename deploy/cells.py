@@ -61,7 +61,9 @@ def fold(u: Ints) -> Ints:
 class Cell:
     """The integer parameters of a population; arrays broadcast to its shape.
 
-    kind       cuba: the compartment above; relay: memoryless, sends a itself (Lava GradedVec, vth 0)
+    kind       cuba: the compartment above; relay: memoryless, sends a itself (Lava GradedVec, vth 0);
+               logic: memoryless, fires where a > vth: OR (vth 0), AND (vth 1) and IAND (vth 0, the
+               branch with weight -1) of spikes, without u and v
     shift      of a relay: it sends round(a / 2**shift), halves upwards; 0..15
     du         0..4095 current decay, of which the chip takes du + 1 (4095: no memory; -1: no decay)
     dv         0..4096 voltage decay (4096: no memory)
@@ -70,7 +72,7 @@ class Cell:
     reset, timing, v_reset, strict   as in `ranvier.export.neurons.Membrane`; v_reset in units of v
     """
 
-    kind: Literal["cuba", "relay"] = "cuba"
+    kind: Literal["cuba", "relay", "logic"] = "cuba"
     du: IntParam = 4095
     dv: IntParam = 0
     vth: IntParam = 0
@@ -99,6 +101,9 @@ class Cell:
                     f"cell: {name} is {value.min()}..{value.max()}; the chip holds {lo}..{hi}"
                 )
 
+        if self.kind == "logic" and (np.any(self.bias_mant) or self.reset != "zero"):
+            raise RangeError("cell: logic has neither bias nor reset; use kind='cuba' for them")
+
     @property
     def graded(self) -> bool:
         return self.kind == "relay"
@@ -112,10 +117,17 @@ class Cell:
         """The threshold in units of v; a cell that is not strict fires one unit earlier."""
         return (np.asarray(self.vth, np.int64) << SHIFT) - (0 if self.strict else 1)
 
+    @property
+    def gate(self) -> Ints:
+        """Of logic: it fires where what arrives is above this."""
+        return np.asarray(self.vth, np.int64) - (0 if self.strict else 1)
+
     def why_custom(self) -> str | None:
         """None where Lava's own LIF or GradedVec computes this cell; else what those cannot."""
         if self.kind == "relay":
             return "a shift of the payload" if self.shift else None
+        if self.kind == "logic":
+            return "logic without a membrane"
         if self.reset != "zero":
             return {"subtract": "subtractive reset", "none": "no reset"}[self.reset]
         if self.v_reset != 0:
@@ -133,6 +145,8 @@ class Cell:
         """(sent, u, v) after one step, for the arriving sum a; arrays `[batch, *shape]`, int64."""
         if self.kind == "relay":
             return (a + ((1 << self.shift) >> 1)) >> self.shift, u, v
+        if self.kind == "logic":
+            return (a > self.gate).astype(np.int64), u, v
         u = fold(wrap(decay(u, np.asarray(self.du) + 1) + wrap(a << SHIFT, 32), 32))
         late = v > self.theta
         jump = self.theta + (0 if self.strict else 1)

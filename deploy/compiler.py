@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from ranvier.deploy.align import align
-from ranvier.deploy.bounds import prove, sum_range
+from ranvier.deploy.bounds import Bound, arriving, prove
 from ranvier.deploy.cells import VTH_MAX, Cell
+from ranvier.deploy.channel_scale import choose_scales, fits, largest_rows, largest_scales
 from ranvier.deploy.chip import LOIHI1, LOIHI2, Chip
-from ranvier.deploy.currents import by_row, gain_of, in_units, logic_scale, per_unit, total_bias
+from ranvier.deploy.currents import (
+    by_row,
+    gain_of,
+    in_units,
+    logic_scale,
+    message_units,
+    total_bias,
+)
 from ranvier.deploy.encoding import input_population
 from ranvier.deploy.fan_out import fan_out
 from ranvier.deploy.program import Population, Program, Projection, Readout
@@ -20,6 +28,7 @@ from ranvier.deploy.quantize import (
     Incoming,
     Moments,
     Scaled,
+    along_rows,
     at_scale,
     choose_scale,
     int_map,
@@ -28,23 +37,24 @@ from ranvier.deploy.quantize import (
     neuron_cell,
 )
 from ranvier.export.graph import Graph
-from ranvier.export.neurons import (
-    LI,
-    CubaLI,
-    CubaLIF,
-    Relay,
-)
+from ranvier.export.neurons import LI, CubaLI, CubaLIF, Membrane, Relay, Threshold
 from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Node, Scale
 from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
 
-Joins: TypeAlias = Literal["auto", "linear", "graded", "unrolled", "relay"]
+Joins: TypeAlias = Literal[
+    "auto", "linear", "graded", "unrolled", "relay", "logic", "linear+logic", "graded+logic"
+]
 JOINS = {
     "auto": "auto",
     "linear": "linear",
     "unrolled": "linear",
     "graded": "graded",
     "relay": "graded",
+    "logic": "auto",
+    "linear+logic": "linear",
+    "graded+logic": "graded",
 }
+Thresholds: TypeAlias = Literal["auto", "channel", "population"]
 CALIBRATION_SAMPLES = 128
 MARGIN_TRIES = 4
 ONE_TO_ONE_PAYLOAD = 2**15  # of relays that only pass values on, into sums below 2**17
@@ -61,6 +71,7 @@ def compile(
     input_bits: int = 8,
     search: bool = True,
     bias_correction: bool = True,
+    thresholds: Thresholds = "auto",
     like: Program | None = None,
 ) -> Program:
     """The integer Program of a graph.
@@ -70,8 +81,14 @@ def compile(
                  are used. None: the input's declared range, and no correction
     weight_bits  1..8, sign included; wires without parameters (shortcuts, pooling) always have 8
     joins        linear (SEW: each source projects separately; MS: unrolled): binary messages, more
-                 synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost
+                 synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost.
+                 OR, AND and IAND are stock LIFs without memory; logic, alone or as in linear+logic,
+                 makes them neurons of our own without a membrane (custom: Loihi 2 microcode)
     input_bits   of an analog input
+    thresholds   channel: each channel of a population has a scale and a threshold of its own, so that
+                 its weights fill their range; population: one for all; auto: channel where a chip's
+                 neurons hold their own parameters (loihi2), population where cores share a few
+                 (loihi1)
     like         a program of the same network whose scales, exponents and joins are kept: what a
                  network was trained for (`ranvier.deploy.qat`); its biases are then not corrected for
                  rounding, since the training already did
@@ -82,6 +99,10 @@ def compile(
     """
     if joins not in JOINS:
         raise RangeError(f"compile: joins '{joins}' is none of {', '.join(JOINS)}")
+    if thresholds not in get_args(Thresholds):
+        raise RangeError(
+            f"compile: thresholds '{thresholds}' is none of {', '.join(get_args(Thresholds))}"
+        )
     if not 1 <= weight_bits <= 8 or not 1 <= input_bits <= 16:
         raise RangeError(
             f"compile: weight_bits {weight_bits} (1..8) or input_bits {input_bits} (1..16) is out of range"
@@ -99,7 +120,14 @@ def compile(
         )
     choices = [wanted] if wanted != "auto" else ["linear", "graded"] if chip.graded else ["linear"]
     corrected = bias_correction and like is None
-    options = _Options(chip, weight_bits, input_bits, search, corrected, like)
+    by_channel = thresholds == "channel" or (thresholds == "auto" and chip.custom)
+    logic = joins.endswith("logic") if like is None else bool(like.meta.get("logic"))
+    if logic and not chip.custom:
+        raise UnsupportedError(
+            f"compile: {chip.name} has one fixed compartment, so joins='{joins}' cannot run; without "
+            "'logic' OR, AND and IAND are plain LIFs"
+        )
+    options = _Options(chip, weight_bits, input_bits, search, corrected, by_channel, logic, like)
     lowered = {c: graph.lower(c) for c in choices}
     if len(lowered) == 2 and len(lowered["linear"].populations) == len(
         lowered["graded"].populations
@@ -123,6 +151,8 @@ class _Options:
     input_bits: int
     search: bool
     bias_correction: bool
+    by_channel: bool
+    logic: bool
     like: Program | None = None
 
 
@@ -183,13 +213,12 @@ class _Compiler:
         """The aligned Program. Rounding can carry a sum past what was planned for: then again, finer."""
         for _ in range(MARGIN_TRIES):
             program = self._attempt()
-            tight = [name for name, bound in prove(program).items() if bound.wraps]
+            tight = [bound for bound in prove(program).values() if bound.wraps]
             if not tight:
                 return program
-            for name in tight:
-                self.margin[name] = self.margin.get(name, 1.0) * 0.9
-        _refuse_wraps(program)
-        return program
+            for bound in tight:
+                self.margin[bound.population] = self.margin.get(bound.population, 1.0) * 0.9
+        raise _wraps(tight[0])
 
     def _attempt(self) -> Program:
         self.populations, self.projections = {}, {}
@@ -219,6 +248,7 @@ class _Compiler:
             "chip": o.chip.name,
             "weight_bits": o.weight_bits,
             "joins": self.joins,
+            "logic": o.logic,
             "calibration_samples": 0 if self.x is None else int(self.x.shape[1]),
             "cost_pj": self.cost(),
             "cost_model": "modelled: Davies 2018 per-event costs on the calibration data, per sample",
@@ -272,7 +302,7 @@ class _Compiler:
                     source,
                     lag,
                     linear,
-                    per_unit(weight, source),
+                    weight / message_units(linear, weight, source),
                     self.graph.shapes[node.name],
                     in_units(self.moments[name], source),
                     self.options.weight_bits if linear.meta.get("weighted", True) else 8,
@@ -315,6 +345,7 @@ class _Compiler:
         passes_on = relay and node.name != self.graph.outputs[0].inputs[0]
         if self.options.bias_correction and self.x is not None and not logic and not passes_on:
             bias = bias - mean_shift(incoming, scaled, shape)
+        scale = along_rows(scaled.q, len(shape))
         if relay:
             cell = Cell(kind="relay", shift=self._shift(node, incoming, scaled))
             if not passes_on:
@@ -326,7 +357,9 @@ class _Compiler:
                     f"compile: relay '{node.name}' has a bias, which it cannot hold"
                 )
         else:
-            cell = neuron_cell(node, scaled.q, bias)
+            cell = neuron_cell(node, scale, bias)
+            if logic and self.options.logic and isinstance(model, Threshold) and not np.any(bias):
+                cell = replace(cell, kind="logic")
         for i, w, e in zip(incoming, scaled.weights, scaled.exponents, strict=True):
             self.projections[i.name] = Projection(
                 name=i.name,
@@ -338,12 +371,16 @@ class _Compiler:
                 bits=i.bits,
                 origin=i.name,
             )
-        lo, hi = (0, 1) if not relay else self._payload(node.name, cell.shift)
+        lo, hi = 0, 1
+        if relay:
+            into = [self.projections[i.name] for i in incoming]
+            lo, hi = arriving(into, self.populations, shape)
+            lo, hi = lo >> cell.shift, -(-hi >> cell.shift)
         self.populations[node.name] = Population(
             name=node.name,
             shape=shape,
             cell=cell,
-            scale=np.array(scaled.q),
+            scale=np.array(scale),
             lo=lo,
             hi=hi,
             origin=node.name,
@@ -353,20 +390,11 @@ class _Compiler:
         """How far a relay shifts its payload, so that what takes it has room for its own weights."""
         if node.name == self.graph.outputs[0].inputs[0]:
             return 0
-        low = sum(i.extent()[0] for i in incoming) * scaled.q
-        high = sum(i.extent()[1] for i in incoming) * scaled.q
+        low = np.min(sum(i.extent_rows()[0] for i in incoming) * scaled.q)
+        high = np.max(sum(i.extent_rows()[1] for i in incoming) * scaled.q)
         wide = all(_single(self.graph[c]) for c in self.graph.consumers[node.name])
         limit = ONE_TO_ONE_PAYLOAD if wide else WEIGHTED_PAYLOAD
         return max(0, int(np.ceil(np.log2(max(-low, high, 1.0) / limit))))
-
-    def _payload(self, name: str, shift: int) -> tuple[int, int]:
-        """The range of a relay's messages."""
-        lo = hi = 0
-        for p in (p for p in self.projections.values() if p.target == name):
-            source = self.populations[p.source]
-            low, high = sum_range(p.map, source.lo, source.hi, p.exponent)
-            lo, hi = lo + low, hi + high
-        return lo >> shift, -(-hi >> shift)
 
     def _scale(self, node: Neuron, incoming: list[Incoming], bias: np.ndarray) -> Scaled:
         model = node.model
@@ -388,14 +416,44 @@ class _Compiler:
         like = self.options.like
         if like is not None and node.name in like.populations:
             exponents = [like.projections[i.name].exponent for i in incoming]
-            return at_scale(incoming, float(np.max(like.populations[node.name].scale)), exponents)
+            kept = like.populations[node.name].scale
+            return at_scale(incoming, kept.reshape(-1) if kept.size > 1 else float(kept), exponents)
+        if self._by_channel(node, incoming):
+            return self._channel_scales(node, incoming, bias, memory)
         q_max *= self.margin.get(node.name, 1.0)
-        if q_max * max((i.top for i in incoming), default=0.0) < 1:
-            raise CapacityError(
-                f"compile: '{node.name}' has no scale at which its sums are proved to fit the chip: "
-                f"at most {q_max:.3g} units per 1.0. Lower its fan-in, its inputs' range, or its threshold"
-            )
+        _require_room(node.name, q_max, max((i.top for i in incoming), default=0.0))
         return choose_scale(incoming, q_max, theta, self.options.search)
+
+    def _by_channel(self, node: Neuron, incoming: list[Incoming]) -> bool:
+        """Whether a population takes a scale a channel."""
+        model = node.model
+        plain = isinstance(model, Relay) or (
+            isinstance(model, Membrane) and not np.any(np.asarray(model.v_reset))
+        )
+        channels = self.graph.shapes[node.name][0]
+        return (
+            self.options.by_channel
+            and not (isinstance(model, Relay) and self.integrates)
+            and plain
+            and fits(incoming, channels)
+        )
+
+    def _channel_scales(
+        self, node: Neuron, incoming: list[Incoming], bias: np.ndarray, memory: float
+    ) -> Scaled:
+        shape = self.graph.shapes[node.name]
+
+        def each(value: Any) -> np.ndarray:
+            full = np.broadcast_to(np.abs(np.asarray(value, np.float64)), shape)
+            return np.asarray(full.reshape(shape[0], -1).max(1))
+
+        theta = each(getattr(node.model, "v_threshold", 0.0))
+        relay = isinstance(node.model, Relay)
+        limit = largest_scales(incoming, relay, theta, each(bias), memory)
+        limit = limit * self.margin.get(node.name, 1.0)
+        widest = int(np.argmax(limit * largest_rows(incoming)))
+        _require_room(node.name, float(limit[widest]), float(largest_rows(incoming)[widest]))
+        return choose_scales(incoming, limit, theta, self.options.search)
 
     def readout(self) -> Readout:
         (output,) = self.graph.outputs
@@ -442,10 +500,16 @@ def _single(node: Node) -> bool:
     return isinstance(node, Scale)
 
 
-def _refuse_wraps(program: Program) -> None:
-    for name, bound in prove(program).items():
-        if bound.wraps:
-            raise CapacityError(
-                f"compile: the sum that arrives at '{name}' can reach {bound.a_lo}..{bound.a_hi}, which "
-                "wraps on the chip; use fewer weight_bits or input_bits, or split its fan-in"
-            )
+def _require_room(name: str, q_max: float, top: float) -> None:
+    if q_max * top < 1:
+        raise CapacityError(
+            f"compile: '{name}' has no scale at which its sums are proved to fit the chip: "
+            f"at most {q_max:.3g} units per 1.0. Lower its fan-in, its inputs' range, or its threshold"
+        )
+
+
+def _wraps(bound: Bound) -> CapacityError:
+    return CapacityError(
+        f"compile: the sum that arrives at '{bound.population}' can reach {bound.a_lo}..{bound.a_hi}, "
+        "which wraps on the chip; use fewer weight_bits or input_bits, or split its fan-in"
+    )

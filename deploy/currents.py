@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ranvier.deploy.program import Population
+from ranvier.deploy.program import DenseMap, LinearMap, OneToOne, Population
 from ranvier.deploy.quantize import Incoming, Moments, Scaled
 from ranvier.export.neurons import LI, CubaLI, CubaLIF, Membrane, NeuronModel, Relay, Threshold
-from ranvier.export.nodes import Neuron
+from ranvier.export.nodes import Conv, Dense, Neuron, Scale
 from ranvier.train.errors import UnsupportedError
 
 
@@ -32,13 +32,25 @@ def by_row(gain: Any, weight: np.ndarray) -> np.ndarray:
     return flat.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def per_unit(weight: np.ndarray, source: Population) -> np.ndarray:
-    """The weight per unit of the source's message."""
-    return weight / float(np.reshape(source.message_scale, ()))
+def message_units(
+    linear: Conv | Dense | Scale | LinearMap, weight: np.ndarray, source: Population
+) -> np.ndarray:
+    """The units of the source's messages that make 1.0, broadcast against the map's weight."""
+    channels = np.asarray(source.message_scale, np.float64).reshape(-1)
+    if channels.size == 1:
+        return channels.reshape(())
+    if isinstance(linear, (Scale, OneToOne)):
+        return channels.reshape(-1, *[1] * (len(source.shape) - 1))
+    if isinstance(linear, (Dense, DenseMap)):
+        return np.repeat(channels, weight.shape[1] // len(channels))
+    per_group = channels.reshape(linear.groups, -1)
+    rows = np.repeat(per_group, len(weight) // linear.groups, 0)
+    return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
 
 
 def in_units(m: Moments, source: Population) -> Moments:
-    s = float(np.reshape(source.message_scale, ()))
+    scale = np.asarray(source.message_scale)
+    s = scale.reshape(-1) if scale.size > 1 else float(scale.reshape(()))
     return Moments(m.mean * s, m.square * s * s, m.active)
 
 
@@ -62,7 +74,7 @@ def logic_scale(model: NeuronModel, incoming: list[Incoming]) -> Scaled | None:
     """Scale 1 for logic and for sums of spikes: whole numbers in, whole-number weights that fit."""
     if not isinstance(model, (Threshold, Relay)) or not incoming:
         return None
-    if any(i.source.message_scale != 1 or i.source.is_input for i in incoming):
+    if any(np.any(i.source.message_scale != 1) or i.source.is_input for i in incoming):
         return None
     theta = np.asarray(getattr(model, "v_threshold", 0.0))
     if (theta != np.rint(theta)).any() or theta.min() < 0:

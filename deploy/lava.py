@@ -153,7 +153,7 @@ def _collect(program: Program, x: np.ndarray, rows: dict[str, dict[str, np.ndarr
             (sent if what == "sent" else states[what])[population.name] = part
     _check_sums(program, sent)
     for name, population in program.populations.items():
-        if population.cell is not None and population.cell.kind == "relay":
+        if population.cell is not None and population.cell.kind != "cuba":
             for kept in states.values():
                 if kept:
                     kept[name] = np.zeros_like(sent[name])

@@ -22,7 +22,7 @@ from lava.proc.sparse.process import DelaySparse, Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix, diags
 
-from ranvier.deploy.lava_processes.neurons import Compartment, Relay
+from ranvier.deploy.lava_processes.neurons import Compartment, Logic, Relay
 from ranvier.deploy.lava_processes.stock import TapedGradedVec, TapedLifReset
 from ranvier.deploy.lava_processes.synapses import Delay, Source
 from ranvier.deploy.lava_processes.tape import Tape
@@ -123,6 +123,7 @@ MAKERS: dict[str, Callable[..., AbstractProcess]] = {
     "graded": _graded,
     "compartment": Compartment,
     "relay": Relay,
+    "logic": Logic,
     "delay": Delay,
     "dense": _dense,
     "one_to_one": _one_to_one,

@@ -181,6 +181,9 @@ def _population(
         return (
             Node(name, "relay", shape | rules | window) if custom else Node(name, "graded", shape)
         )
+    if cell.kind == "logic":
+        gate = np.ascontiguousarray(np.broadcast_to(cell.gate, population.shape), np.int32)
+        return Node(name, "logic", shape | {"gate": gate} | window)
     params = shape | _parameters(cell, population.shape)
     if custom is None:
         timing = {"reset_interval": stream.interval, "reset_offset": population.depth + 1}

@@ -183,9 +183,7 @@ class _Step:
         return self.op("Reshape", [x, self.num([-1, *shape])], shape)
 
     def arriving(self, p: Projection, source: Population, message: str) -> str:
-        plain = (
-            source.cell.kind == "cuba" if source.cell else 0 <= source.lo <= source.hi < 1 << LIMB
-        )
+        plain = not source.cell.graded if source.cell else 0 <= source.lo <= source.hi < 1 << LIMB
         x = self.reshape(message, p.map.in_shape)
         match p.map:
             case ConvMap():
@@ -207,6 +205,9 @@ class _Step:
         shape = p.shape
         if c.kind == "relay":
             return self.halved(a, c.shift, shape), ""
+        if c.kind == "logic":
+            fired = self.op("Greater", [a, self.num(c.gate)], shape, dtype=BOOL)
+            return self.cast(fired, INT64, shape), ""
         u, v = (self.cast(f"{p.name}.{s}", INT64, shape) for s in ("u", "v"))
         scaled = self.wrap(self.op("Mul", [a, self.num(1 << SHIFT)], shape), 32, shape)
         kept = self.decay(u, np.asarray(c.du, np.int64) + 1, shape)

@@ -1,12 +1,16 @@
 """Quantization-aware training: the network computes with the weights and thresholds of its Program.
 
-`fit(..., qat=True)` takes 8 bits; `fit(..., qat=FakeQuant(bits=4))` another number. Every so many training
-steps the network is traced and compiled as it stands; from the Program come, for each layer, the factor
-between its float weights and the chip's whole numbers (batch norm, pooling and the population's scale
-included) and, for each population, its scale. In between, every forward pass rounds by these factors, with
-the compiler's own rounding and clipping; gradients pass straight through what was not clipped. Batch norm
-keeps its running statistics meanwhile, as the chip does, and the scales stay those of the first compilation:
-`compile(graph, like=hook.program(net))` gives the program that the network was trained for.
+`fit(..., qat=True)` takes 8 bits; `fit(..., qat=FakeQuant(bits=4))` another number. It is meant for a
+network that is trained already: `fine_tune` does all of it. On first use the network is traced and
+compiled as it stands; from the Program come, for each layer, the factor between its float weights and
+the chip's whole numbers (batch norm, pooling and the population's scales included) and, for each
+population, its scales. Every forward pass then rounds by these factors, with the compiler's own rounding
+and clipping; gradients pass straight through what was not clipped.
+
+Batch norm keeps its statistics and its gain meanwhile, as the chip does: both stand in the factors, and
+a weight that is rounded for one gain is off the grid for another. Its bias learns. So the scales stay
+those of the first compilation, and `compile(graph, like=hook.program(net))` gives exactly the program
+that the network was trained for.
 """
 
 from __future__ import annotations
@@ -29,8 +33,6 @@ if TYPE_CHECKING:
     from ranvier.deploy.program import Program
     from ranvier.export.graph import Graph
 
-REFRESH = 100
-
 
 @dataclass(frozen=True, eq=False)
 class LayerGrid:
@@ -44,10 +46,10 @@ class LayerGrid:
 
 @dataclass(frozen=True, eq=False)
 class NetGrid:
-    """layer -> LayerGrid, and population -> scale, both by module path."""
+    """layer -> LayerGrid, and population -> scale (one, or one a channel), both by module path."""
 
     layers: dict[str, LayerGrid]
-    scales: dict[str, float]
+    scales: dict[str, np.ndarray]
     program: Program
 
 
@@ -67,28 +69,28 @@ class FakeQuant:
     bits         weight bits, 1..8
     calibration  real input `[batch, *shape]` or `[time, batch, *shape]`, for the range of the input and
                  the choice of scales; None: uniform values in 0..1
-    refresh      training steps between two compilations
     Raises RangeError for bits that the chip does not have; what cannot be compiled raises as
     `compile` does.
     """
 
-    def __init__(
-        self, bits: int = 8, calibration: Any = None, refresh: int = REFRESH, chip: Chip = LOIHI2
-    ) -> None:
+    def __init__(self, bits: int = 8, calibration: Any = None, chip: Chip = LOIHI2) -> None:
         if not 1 <= bits <= 8:
             raise RangeError(f"qat: {bits} weight bits; the chip holds 1..8")
-        self.bits, self.calibration, self.refresh, self.chip = bits, calibration, refresh, chip
-        self._grids: WeakKeyDictionary[nn.Module, tuple[NetGrid, int]] = WeakKeyDictionary()
+        self.bits, self.calibration, self.chip = bits, calibration, chip
+        self._grids: WeakKeyDictionary[nn.Module, tuple[NetGrid, float]] = WeakKeyDictionary()
 
     @contextmanager
     def __call__(self, net: nn.Module) -> Iterator[None]:
         grid = self._grid(net)
         swapped: list[Swapped] = []
         modules = dict(net.named_modules())
-        norms = [m for m in modules.values() if m.training and _is_norm(m)]
+        norms = [m for m in modules.values() if _is_norm(m)]
+        learning = [m for m in norms if m.training]
         try:
-            for norm in norms:  # the factors hold its running statistics: they must stay
+            for norm in learning:  # the factors hold its statistics and its gain: they must stay
                 norm.training = False
+            for norm in (m for m in norms if m.weight is not None):
+                _swap(norm, "weight", _held_still(norm.weight), swapped)
             for name, layer in grid.layers.items():
                 weight = modules[name]._parameters["weight"]
                 assert weight is not None
@@ -96,13 +98,13 @@ class FakeQuant:
             for name, scale in grid.scales.items():
                 threshold = getattr(modules[name], "threshold", None)
                 if threshold is not None:
-                    _swap(modules[name], "threshold", _nearest(threshold, scale), swapped)
+                    _swap(modules[name], "threshold", _threshold(threshold, scale), swapped)
                 beta = getattr(modules[name], "beta", None)
                 if beta is not None and "beta" in _held(modules[name]):
                     _swap(modules[name], "beta", _nearest(beta, 4096.0), swapped)
             yield
         finally:
-            for norm in norms:
+            for norm in learning:
                 norm.training = True
             for place in reversed(swapped):
                 del place.module.__dict__[place.name]
@@ -110,12 +112,23 @@ class FakeQuant:
                 place.store.update(place.before)
 
     def _grid(self, net: nn.Module) -> NetGrid:
+        """Made on first use, and again where batch norms have learned without this hook."""
+        norms = sum(float(t.detach().sum()) for t in _norm_tensors(net))
         known = self._grids.get(net)
-        if known is None or (net.training and known[1] >= self.refresh):
-            like = None if known is None else known[0].program
-            known = (make_grid(net, self.bits, self.calibration, self.chip, like), 0)
-        self._grids[net] = (known[0], known[1] + net.training)
+        if known is None or known[1] != norms:
+            known = (make_grid(net, self.bits, self.sample(net), self.chip), norms)
+            self._grids[net] = known
         return known[0]
+
+    def sample(self, net: nn.Module) -> torch.Tensor:
+        """The calibration data, on the CPU."""
+        import torch
+
+        if self.calibration is None:
+            generator = torch.Generator().manual_seed(0)
+            return torch.rand(8, *net.input_shape, generator=generator)  # type: ignore[misc]
+        x = self.calibration
+        return x.detach().cpu() if torch.is_tensor(x) else torch.from_numpy(np.asarray(x))
 
     def program(self, net: nn.Module) -> Program:
         """The program whose scales the network was trained for: `compile(graph, like=...)`."""
@@ -128,28 +141,54 @@ def fake_quant(net: nn.Module) -> Any:
 
 
 _EIGHT = FakeQuant()
+FINE_TUNE: dict[str, Any] = {
+    "epochs": 1, "batch_size": 64, "lr": 5e-4, "schedule": "cosine", "logit_scale": 8.0,
+    "progress": False,
+}  # fmt: skip
+ALIKE = 1e-5  # of a threshold: thresholds that differ less are one
 
 
-def make_grid(
-    net: nn.Module, bits: int, calibration: Any, chip: Chip, like: Program | None = None
-) -> NetGrid:
-    """The grids of a network as it stands, from its Program; `like` keeps another program's scales."""
+def fine_tune(
+    net: nn.Module,
+    train: Any,
+    bits: int = 4,
+    *,
+    calibration: Any,
+    chip: Chip = LOIHI2,
+    **options: Any,
+) -> Program:
+    """The Program of a network after quantization-aware training, which changes `net` in place.
+
+    train        the Dataset to train on
+    calibration  real input, as `compile` takes it
+    options      of `fit`, over FINE_TUNE
+    Raises as `fit` and `compile` do.
+    """
+    from ranvier.deploy.compiler import compile
+    from ranvier.export.tracer import trace
+    from ranvier.train.loop import fit
+
+    hook = FakeQuant(bits, calibration, chip)
+    fit(net, train, qat=hook, **{**FINE_TUNE, **options})
+    net.eval()
+    sample = hook.sample(net)
+    graph = trace(net, sample[:4])
+    return compile(graph, chip, sample.numpy(), bits, like=hook.program(net))
+
+
+def make_grid(net: nn.Module, bits: int, sample: torch.Tensor, chip: Chip) -> NetGrid:
+    """The grids of a network as it stands, from its Program."""
     import torch
 
     from ranvier.deploy.compiler import compile
     from ranvier.export.tracer import trace
 
-    x = calibration
-    if x is None:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.rand(8, *net.input_shape, generator=generator)  # type: ignore[misc]
-    sample = x if torch.is_tensor(x) else torch.from_numpy(np.asarray(x))
     was_training = net.training
     with torch.no_grad():
         graph = trace(net, sample, verify=False)
     net.train(was_training)
     x = sample.cpu().numpy()
-    program = compile(graph, chip=chip, calibration=x, weight_bits=bits, like=like)
+    program = compile(graph, chip=chip, calibration=x, weight_bits=bits)
     lowered = graph.lower(str(program.meta["joins"]))
     modules = dict(net.named_modules())
     layers = {
@@ -158,7 +197,7 @@ def make_grid(
         if name in modules and "weight" in modules[name]._parameters
     }
     scales = {
-        name: float(np.max(p.scale))
+        name: p.scale
         for name, p in program.populations.items()
         if name in modules and p.cell is not None and p.cell.kind == "cuba"
     }
@@ -168,6 +207,7 @@ def make_grid(
 def _layer_grid(
     program: Program, lowered: Graph, name: str, module: nn.Module, bits: int
 ) -> LayerGrid:
+    from ranvier.deploy.currents import message_units
     from ranvier.deploy.quantize import grid
 
     projection = program.projections[name]
@@ -178,12 +218,11 @@ def _layer_grid(
     own = weight.detach().cpu().double().numpy()
     folded = np.asarray(lowered[name].weight, np.float64)  # type: ignore[union-attr]
     share = _share(own.reshape(len(own), -1), folded.reshape(len(own), -1))
-    units = float(np.max(target.scale)) / (
-        2**projection.exponent * float(np.max(source.message_scale))
-    )
+    scale = np.asarray(target.scale, np.float64).reshape(-1)
+    rows = (share * scale / 2**projection.exponent).reshape(-1, *[1] * (own.ndim - 1))
     low, high, step = grid(folded, bits)
-    factor = (share * units).reshape(-1, *[1] * (own.ndim - 1))
-    return LayerGrid(factor, low, high, step)
+    units = message_units(lowered[name], own, source)  # type: ignore[arg-type]
+    return LayerGrid(rows / units, low, high, step)
 
 
 def _share(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
@@ -206,17 +245,40 @@ def _rounded(weight: torch.Tensor, grid: LayerGrid) -> torch.Tensor:
     return (scaled + (whole - scaled).detach()) / factor
 
 
-def _nearest(value: torch.Tensor, scale: float) -> torch.Tensor:
+def _nearest(value: torch.Tensor, scale: Any) -> torch.Tensor:
     """value rounded to multiples of 1 / scale, gradient straight through."""
     import torch
 
     return value + (torch.round(value.detach() * scale) / scale - value.detach())
 
 
+def _threshold(value: torch.Tensor, scale: np.ndarray) -> torch.Tensor:
+    """A threshold as the chip holds it; one for all channels where theirs come out alike."""
+    import torch
+
+    units = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+    found = _nearest(value, units)
+    alike = found.numel() > value.numel() and bool((found - value).abs().max() < ALIKE)
+    return value if alike else found
+
+
+def _held_still(value: torch.Tensor) -> torch.Tensor:
+    """The same values with a gradient of zero, which every optimizer and process still sees."""
+    return value.detach() + 0.0 * value
+
+
 def _is_norm(module: nn.Module) -> bool:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return isinstance(module, _BatchNorm)
+
+
+def _norm_tensors(net: nn.Module) -> Iterator[torch.Tensor]:
+    """What of the batch norms stands in the factors."""
+    for module in net.modules():
+        if _is_norm(module):
+            held = _held(module)
+            yield from (held[k] for k in ("weight", "running_var") if held.get(k) is not None)
 
 
 def _held(module: nn.Module) -> dict[str, Any]:

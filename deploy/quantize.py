@@ -55,6 +55,10 @@ class Incoming:
     def top(self) -> float:
         return float(np.abs(self.weight).max(initial=0.0))
 
+    @property
+    def mixed(self) -> bool:
+        return bool((self.weight < 0).any() and (self.weight > 0).any())
+
     def spread(self, per_channel: np.ndarray) -> np.ndarray:
         """A number a source channel, broadcast against the weight."""
         if isinstance(self.node, Conv):
@@ -68,13 +72,18 @@ class Incoming:
 
     def extent(self) -> tuple[float, float]:
         """The float current that this projection can add at most: (lowest, highest)."""
+        low, high = self.extent_rows()
+        return float(low.min(initial=0.0)), float(high.max(initial=0.0))
+
+    def extent_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lowest, highest) by row of the weight: an output channel, or a neuron of a Dense."""
         lo, hi = min(self.source.lo, 0), max(self.source.hi, 0)
         up = np.where(self.weight > 0, self.weight * hi, self.weight * lo)
         down = np.where(self.weight > 0, self.weight * lo, self.weight * hi)
-        if isinstance(self.node, Scale):
-            return float(down.min(initial=0.0)), float(up.max(initial=0.0))
         axes = tuple(range(1, self.weight.ndim))
-        return float(down.sum(axes).min()), float(up.sum(axes).max())
+        if isinstance(self.node, Scale):
+            return np.asarray(down.min(axes)), np.asarray(up.max(axes))
+        return np.asarray(down.sum(axes)), np.asarray(up.sum(axes))
 
 
 def grid(weight: np.ndarray, bits: int) -> tuple[int, int, int]:
@@ -86,7 +95,22 @@ def grid(weight: np.ndarray, bits: int) -> tuple[int, int, int]:
     return (0, 256 - step, step) if not (weight < 0).any() else (step - 256, 0, step)
 
 
-def round_weight(weight: np.ndarray, factor: float, bits: int) -> np.ndarray:
+def largest_weight(i: Incoming) -> int:
+    """The largest |integer weight| that fits a projection's signs and bits."""
+    return int(256 - 2 ** (9 - i.bits if i.mixed else 8 - i.bits))
+
+
+def rounded_at(i: Incoming, q: np.ndarray | float, exponent: int) -> np.ndarray:
+    """A projection's integer weights at scale q (one, or one a row) and an exponent."""
+    return round_weight(i.weight, along_rows(q, i.weight.ndim) / 2**exponent, i.bits)
+
+
+def along_rows(q: np.ndarray | float, ndim: int) -> np.ndarray | float:
+    """A scale a channel `[C]` so that it multiplies rows of an array of ndim axes; one scale as is."""
+    return q if np.ndim(q) == 0 else np.reshape(q, (-1, *[1] * (ndim - 1)))
+
+
+def round_weight(weight: np.ndarray, factor: np.ndarray | float, bits: int) -> np.ndarray:
     """weight * factor on the chip's grid, clipped to its range; int16."""
     low, high, step = grid(weight, bits)
     return np.clip(np.rint(weight * factor / step) * step, low, high).astype(np.int16)
@@ -94,9 +118,12 @@ def round_weight(weight: np.ndarray, factor: float, bits: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A chosen scale and what it makes of each projection: integer weights and exponents."""
+    """A chosen scale and what it makes of each projection: integer weights and exponents.
 
-    q: float
+    q  one scale, or one a channel `[C]`
+    """
+
+    q: np.ndarray | float
     weights: tuple[np.ndarray, ...]
     exponents: tuple[int, ...]
     error: float
@@ -143,11 +170,9 @@ def choose_scale(
     return min(candidates, key=lambda s: s.error)
 
 
-def at_scale(incoming: list[Incoming], q: float, exponents: list[int]) -> Scaled:
+def at_scale(incoming: list[Incoming], q: np.ndarray | float, exponents: list[int]) -> Scaled:
     """The Scaled of a given scale and given exponents: what a template program prescribes."""
-    weights = [
-        round_weight(i.weight, q / 2**e, i.bits) for i, e in zip(incoming, exponents, strict=True)
-    ]
+    weights = [rounded_at(i, q, e) for i, e in zip(incoming, exponents, strict=True)]
     return Scaled(q, tuple(weights), tuple(exponents), 0.0)
 
 
@@ -164,8 +189,7 @@ def _exact(incoming: list[Incoming], start: float) -> list[float]:
 def _at(incoming: list[Incoming], q: float, theta: np.ndarray | float, clip: float) -> Scaled:
     weights, exponents, error = [], [], 0.0
     for i in incoming:
-        mixed = bool((i.weight < 0).any() and (i.weight > 0).any())
-        e = exponent_for(q, i.top * clip, i.bits, mixed)
+        e = exponent_for(q, i.top * clip, i.bits, i.mixed)
         whole = round_weight(i.weight, q / 2**e, i.bits)
         off = (whole * (2.0**e / q) - i.weight) ** 2 * i.spread(i.moments.square)
         rows = off.reshape(off.shape[0], -1).sum(1) if not isinstance(i.node, Scale) else off
@@ -181,7 +205,8 @@ def mean_shift(incoming: list[Incoming], scaled: Scaled, shape: Shape) -> np.nda
     """The mean current that rounding adds, by output channel, broadcast to the shape."""
     total = np.zeros(shape)
     for i, whole, e in zip(incoming, scaled.weights, scaled.exponents, strict=True):
-        off = (whole * (2.0**e / scaled.q) - i.weight) * i.spread(i.moments.mean)
+        units = 2.0**e / along_rows(scaled.q, i.weight.ndim)
+        off = (whole * units - i.weight) * i.spread(i.moments.mean)
         if isinstance(i.node, Scale):
             total += np.broadcast_to(off, shape)
         else:
@@ -249,8 +274,8 @@ def bias_parts(bias: np.ndarray) -> tuple[Any, int]:
     return whole(np.clip(bias / 2**exponent, -BIAS_MANT_MAX, BIAS_MANT_MAX)), exponent
 
 
-def neuron_cell(node: Neuron, q: float, bias: np.ndarray) -> Cell:
-    """The integer cell of a spiking or integrating neuron at scale q."""
+def neuron_cell(node: Neuron, q: np.ndarray | float, bias: np.ndarray) -> Cell:
+    """The integer cell of a spiking or integrating neuron at scale q (broadcast to its shape)."""
     from ranvier.export.neurons import LI, CubaLI, CubaLIF, Membrane, Threshold
 
     model, name = node.model, node.name
@@ -271,6 +296,6 @@ def neuron_cell(node: Neuron, q: float, bias: np.ndarray) -> Cell:
         vth=whole(q * np.asarray(model.v_threshold)),
         reset=model.reset,
         timing="immediate" if late else model.timing,  # the same spikes, and the chip's own way
-        v_reset=int(whole(64 * q * np.asarray(model.v_reset))),
+        v_reset=int(whole(64 * np.max(q) * np.asarray(model.v_reset))),
         strict=model.strict,
     )

@@ -190,7 +190,7 @@ def _conv_layer(population: Any, into: Any, back: Any, before: tuple[int, ...]) 
 
 def _neuron(population: Any) -> dict[str, Any]:
     cell = population.cell
-    reason = "is a relay" if cell.kind != "cuba" else cell.why_custom()
+    reason = cell.why_custom() or ("is a relay" if cell.kind == "relay" else None)
     if reason:
         raise _refused(population.name, f"is no neuron of netx ({reason})")
     found = {

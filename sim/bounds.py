@@ -6,15 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranvier.deploy.program import (
-    ConvMap,
-    DenseMap,
-    LinearMap,
-    OneToOne,
-    Population,
-    Program,
-    Projection,
-)
+from ranvier.deploy.bounds import row_sums
+from ranvier.deploy.program import ConvMap, Population, Program, Projection
 
 FLOAT32_EXACT = 2**24  # whole numbers below it, and their sums below it, are exact in float32
 FLOAT64_EXACT = 2**53
@@ -42,16 +35,10 @@ class Arrival:
         return not self.wraps and self.total < FLOAT32_EXACT
 
 
-def row_sums(linear: LinearMap) -> int:
-    """The largest sum of |weight| over the inputs of one output."""
-    weight = np.abs(linear.weight.astype(np.int64))
-    match linear:
-        case ConvMap():
-            return int(weight.sum((1, 2, 3)).max(initial=0))
-        case DenseMap():
-            return int(weight.sum(1).max(initial=0))
-        case OneToOne():
-            return int(weight.max(initial=0))
+def largest_row(projection: Projection, shape: tuple[int, ...]) -> int:
+    """The largest sum of |weight| over the inputs of one neuron of the target, of that shape."""
+    up, down = row_sums(projection.map, shape)
+    return int((up - down).max(initial=0))
 
 
 def trailing_zeros(weight: np.ndarray) -> int:
@@ -65,7 +52,8 @@ def sent_at_most(program: Program) -> dict[str, int]:
     found = {p.name: _declared(p) for p in program}
     for population in program:
         if _is_relay(population):
-            bounds = [_shifted(p, found) for p in program.into(population.name)]
+            into = program.into(population.name)
+            bounds = [_shifted(p, population.shape, found) for p in into]
             cyclic = any(found[p.source] < 0 for p in program.into(population.name))
             found[population.name] = INT32 if cyclic else min(INT32, sum(bounds))
     return found
@@ -77,17 +65,18 @@ def _declared(population: Population) -> int:
     return -1 if _is_relay(population) else 1
 
 
-def _shifted(projection: Projection, sent: dict[str, int]) -> int:
-    bound = row_sums(projection.map) * sent[projection.source] << projection.exponent
+def _shifted(projection: Projection, shape: tuple[int, ...], sent: dict[str, int]) -> int:
+    bound = largest_row(projection, shape) * sent[projection.source] << projection.exponent
     return min(bound, WRAP_CONV) if isinstance(projection.map, ConvMap) else bound
 
 
 def arrival(program: Program, name: str, sent: dict[str, int]) -> Arrival:
     """The Arrival of one population; `sent` from `sent_at_most`."""
     into = program.into(name)
-    raw = {p.name: row_sums(p.map) * sent[p.source] for p in into}
+    shape = program.populations[name].shape
+    raw = {p.name: largest_row(p, shape) * sent[p.source] for p in into}
     over = [isinstance(p.map, ConvMap) and raw[p.name] << p.exponent >= WRAP_CONV for p in into]
-    total = sum(_shifted(p, sent) for p in into)
+    total = sum(_shifted(p, shape, sent) for p in into)
     return Arrival(raw, min(total, INT32), any(over) or total >= INT32)
 
 

@@ -228,9 +228,13 @@ class DenseBackend:
         total = self.arrive(name, incoming, batch)
         if name not in self.plan.cells:
             sent = wrapped(total.to(torch.int64), 32)
-            if shift := self.plan.relay_shift(name):
-                sent = (sent + (1 << shift >> 1)) >> shift
-            sent = sent.to(torch.int32)
+            if name in self.plan.gates:
+                gate = torch.as_tensor(self.plan.gates[name], device=self.device)
+                sent = (sent > gate).to(torch.uint8)
+            elif shift := self.plan.relay_shift(name):
+                sent = ((sent + (1 << shift >> 1)) >> shift).to(torch.int32)
+            else:
+                sent = sent.to(torch.int32)
             return Driven(
                 sent if sent.shape[0] == steps else sent.expand(steps, -1, -1).contiguous()
             )

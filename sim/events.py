@@ -233,7 +233,9 @@ class EventsBackend(DenseBackend):
         if name in self.plan.cells:
             return scan_cpu(self.plan, name, total, steps, state, record, target.shift)
         sent = total.astype(np.int32) << target.shift
-        if shift := self.plan.relay_shift(name):
+        if name in self.plan.gates:
+            sent = (sent > self.plan.gates[name]).astype(np.uint8)
+        elif shift := self.plan.relay_shift(name):
             sent = ((sent.astype(np.int64) + (1 << shift >> 1)) >> shift).astype(np.int32)
         return Driven(torch.from_numpy(sent if len(sent) == steps else np.repeat(sent, steps, 0)))
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ranvier.deploy.cells import Cell, decay
+from ranvier.deploy.currents import message_units
 from ranvier.deploy.program import OneToOne, Program
 from ranvier.export.domains import infer_domains
 from ranvier.export.graph import Graph
@@ -42,7 +43,7 @@ def read_back(program: Program, name: str) -> np.ndarray:
         scale = rows.reshape(-1, *[1] * (weight.ndim - 1))
     elif scale.size == 1:
         scale = scale.reshape(())
-    return np.asarray(weight / scale * float(np.reshape(source.message_scale, -1)[0]))
+    return np.asarray(weight / scale * message_units(p.map, weight, source))
 
 
 def levels(program: Program, x: np.ndarray) -> np.ndarray:
@@ -201,8 +202,8 @@ class Ladder:
         chip = {n: np.asarray(result.trace[n].spikes, np.float64) for n in self.names}
         return {**found, "integer states": {n: v / self._unit(n) for n, v in chip.items()}}
 
-    def _unit(self, name: str) -> float:
-        return float(np.reshape(self.program.populations[name].message_scale, -1)[0])
+    def _unit(self, name: str) -> np.ndarray:
+        return np.asarray(self.program.populations[name].message_scale)
 
     def _run(self, graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
         if not self.names:

@@ -76,7 +76,12 @@ class Plan:
         self.cells = {
             p.name: plan_cell(p.cell, p, self.frames[p.name], self._wide(p))
             for p in program
-            if p.cell is not None and not p.cell.graded
+            if p.cell is not None and p.cell.kind == "cuba"
+        }
+        self.gates = {
+            p.name: inner(np.broadcast_to(p.cell.gate, p.shape).reshape(-1), self.frames[p.name])
+            for p in program
+            if p.cell is not None and p.cell.kind == "logic"
         }
 
     @property
@@ -107,7 +112,7 @@ class Plan:
     def binary(self, name: str) -> bool:
         """Whether a population's messages are proved to be 0 or 1."""
         p = self.populations[name]
-        return p.lo >= 0 and p.hi <= 1 if p.is_input else name in self.cells
+        return p.lo >= 0 and p.hi <= 1 if p.is_input else name in self.cells or name in self.gates
 
     @cached_property
     def cyclic(self) -> bool:

@@ -122,6 +122,9 @@ def _from(rng: Any, source: str, target: str, linear: LinearMap, hot: bool) -> P
 def _population(rng: Any, name: str, shape: tuple[int, ...], hot: bool) -> Population:
     if rng.random() < 0.2:
         return Population(name=name, shape=shape, cell=Cell(kind="relay"), lo=-(2**23), hi=2**23)
+    if rng.random() < 0.1:
+        cell = Cell(kind="logic", vth=int(rng.integers(0, 800)), strict=bool(rng.random() < 0.5))
+        return Population(name=name, shape=shape, cell=cell)
     cell = random_cell(rng, shape, vth=int(rng.integers(0, 800)), hot=hot)
     return Population(name=name, shape=shape, cell=cell)
 

@@ -48,6 +48,55 @@ def test_every_join_compiles_close_to_float_and_aligned(join: str, joins: str) -
     streamed_equal(program, x[:3])
 
 
+@pytest.mark.parametrize("join", ["or", "sew-and", "sew-iand"])
+def test_joins_as_logic_send_what_stock_compartments_send(join: str) -> None:
+    graph, x = residual_graph(join), images(0, 8)
+    stock, custom = (compile(graph, calibration=x, joins=j) for j in ("auto", "logic"))
+    gates = [p for p in custom if p.cell is not None and p.cell.kind == "logic"]
+    assert {p.name for p in gates} == {"b0.join", "b1.join"}
+    assert all(p.cell is not None and p.cell.why_custom() for p in gates)
+    assert not any(p.cell is not None and p.cell.kind == "logic" for p in stock)
+    mine, theirs = (run(p, x, engine="reference", record=("spikes", "v")) for p in (custom, stock))
+    for name in stock.populations:
+        np.testing.assert_array_equal(mine.trace[name].spikes, theirs.trace[name].spikes)
+    assert not mine.trace["b0.join"].v.any()  # no membrane
+    for engine in ("dense", "events"):
+        other = run(custom, x, engine=engine, record=("spikes", "v"))
+        for name in custom.populations:
+            np.testing.assert_array_equal(mine.trace[name].spikes, other.trace[name].spikes)
+
+
+def test_logic_asks_for_microcode_and_has_no_bias() -> None:
+    with pytest.raises(UnsupportedError, match="loihi1 has one fixed compartment"):
+        compile(residual_graph("or"), LOIHI1, images(0, 4), joins="logic")
+    with pytest.raises(RangeError, match="neither bias nor reset"):
+        Cell(kind="logic", bias_mant=1)
+
+
+def test_a_threshold_a_channel_absorbs_the_weights_scale() -> None:
+    """Channels a thousand times apart: at 4 bits one scale loses the small ones, a scale each none."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 20)) * np.array([[1.0], [0.1], [0.01], [0.001]])
+    theta = np.array([1.0, 0.1, 0.01, 0.001])
+    nodes = [
+        Input(name="x", shape=(20,), lo=0.0, hi=1.0),
+        Dense(name="fc", inputs=("x",), weight=weight),
+        Neuron(name="n", inputs=("fc",), model=LIF(beta=0.5, v_threshold=theta)),
+        Output(name="y", inputs=("n",)),
+    ]
+    graph = Graph.of(nodes, steps=4)
+    x = (rng.random((4, 200, 20)) < 0.3).astype(np.float32)
+    exact = np.asarray(graph.run(x, record=("n",))[1]["n"])
+    wrong = {}
+    for thresholds in ("channel", "population"):
+        program = compile(graph, calibration=x, weight_bits=4, thresholds=thresholds)
+        assert not any(b.wraps for b in prove(program).values())
+        sent = run(program, x, engine="reference", record=("spikes",)).trace["n"].spikes
+        wrong[thresholds] = (sent != exact).mean((0, 1))
+    assert np.unique(program.populations["n"].scale).size == 1
+    assert wrong["channel"].max() < 0.1 < wrong["population"][3]
+
+
 def test_without_alignment_a_skip_adds_spikes_of_different_steps() -> None:
     """The control of the test above: delays set to zero give another result."""
     graph, x = residual_graph("vanilla", 1), images(1, 3)
@@ -130,7 +179,7 @@ def test_weights_keep_to_the_chips_grid() -> None:
 def dense_graph(model: LIF | CubaLIF, seed: int = 0, observe: str = "out") -> Graph:
     rng = np.random.default_rng(seed)
     return Graph.of([
-        Input(name="x", shape=(20,)),
+        Input(name="x", shape=(20,), lo=0.0, hi=1.0),
         Dense(name="d", inputs=("x",), weight=rng.normal(size=(8, 20)).astype("f") * 0.6,
               bias=rng.normal(size=8).astype("f") * 0.2),
         Neuron(name="n", inputs=("d",), model=model),
@@ -298,7 +347,8 @@ def test_programs_survive_their_file(tmp_path) -> None:
     other = program.with_parts(projections={**program.projections, first: changed})
     assert other.digest() != program.digest()
     data = bytearray((tmp_path / "p.h5").read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    held = program.projections[first].map.weight.tobytes()
+    data[data.index(held) + len(held) // 2] ^= 0xFF
     (tmp_path / "bad.h5").write_bytes(data)
     with pytest.raises(FormatError, match="bad.h5"):
         Program.load(tmp_path / "bad.h5")

@@ -51,6 +51,18 @@ class Relay(AbstractProcess):
         self.s_out = OutPort(shape=shape)
 
 
+class Logic(AbstractProcess):
+    """Fires where more arrives than `gate`, in its window; as in `Compartment`.
+
+    OR, AND and IAND of spikes, without a membrane.
+    """
+
+    def __init__(self, *, shape: tuple[int, ...], **options: Any) -> None:
+        super().__init__(shape=shape, **options)
+        self.a_in = InPort(shape=shape)
+        self.s_out = OutPort(shape=shape)
+
+
 def window_step(params: Any, time_step: int) -> int | None:
     """The step of the sample, from 0, or None outside every sample's window."""
     sample, step = divmod(time_step - params["start"], params["interval"])
@@ -109,6 +121,24 @@ class _Compartment(AbstractPyLifModelFixed):
 class PyCompartment(Recording, _Compartment):
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     vth: Any = LavaPyType(int, np.int32, precision=17)
+
+
+class _Logic(PyLoihiProcessModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+
+    def run_spk(self) -> None:
+        fired = self.a_in.recv() > self.proc_params["gate"]
+        if window_step(self.proc_params, self.time_step) is None:
+            fired = np.zeros_like(fired)
+        self.s_out.send(fired.astype(np.int32))
+
+
+@implements(proc=Logic, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyLogic(Recording, _Logic):
+    """Logic, recorded."""
 
 
 class _Relay(PyLoihiProcessModel):

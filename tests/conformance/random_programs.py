@@ -89,9 +89,11 @@ class Sketch:
         return self.rng.integers(low, high + 1, form)
 
     def gate(self, shape: tuple[int, ...], vth: int) -> Population:
-        return self._put(
-            Population(name=self._name("gate"), shape=shape, cell=Cell(**LOGIC, vth=vth))
-        )
+        """A gate, as a stock compartment without memory or as logic of our own."""
+        kind = self.pick("cuba", "logic")
+        self.features |= {"logic"} if kind == "logic" else set()
+        cell = Cell(kind=kind, **LOGIC, vth=vth)
+        return self._put(Population(name=self._name("gate"), shape=shape, cell=cell))
 
     def relay(self, shape: tuple[int, ...], reach: int) -> Population:
         shift = self.whole(1, 5) if self.chance(0.25) else 0
