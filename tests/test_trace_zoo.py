@@ -14,7 +14,7 @@ from ranvier.export import trace
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import CubaLI, CubaLIF, SlidingWindow
 from ranvier.export.nodes import Opaque
-from ranvier.train import create_model
+from ranvier.train import create_model, list_models
 from ranvier.train import neurons_paralif as paralif
 from ranvier.train import neurons_parallel as parallel
 from ranvier.train.errors import UnsupportedError
@@ -115,20 +115,64 @@ def test_images_read_column_by_column() -> None:
             assert torch.allclose(out, net(x), atol=1e-5)
 
 
+# What no chip can run, by model: its kinds of Opaque node. All other models have none.
+OPAQUE = {
+    "dvs-cnn": {"ReLU"},
+    "ghostnet": {"Hardsigmoid", "mul"},
+    "ghostnet-mlp": {"Hardsigmoid", "mul"},
+    "ghostnet-dfc": {"Hardsigmoid", "Sigmoid", "mul"},
+    "syna-resnet18": {"Attention"},
+    "syna-resnet18-dvs": {"Attention"},
+    "sequential": {"PSN"},
+}
+# Full size takes minutes for some; the layers are those of full size, the images smaller.
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{n: {"image_size": 32, "steps": 2} for n in list_models("*resnet*")},
+    **{n: {"steps": 2} for n in list_models("vgg*") + list_models("ghost*")},
+    **{n: {"image_size": 128, "steps": 2} for n in list_models("sew7b*")},
+    "resnet-digits": {"steps": 2},
+    "dvs-snn": {"steps": 2},
+    "syna-resnet18": {"image_size": 16, "steps": 4},
+    "syna-resnet18-dvs": {"image_size": 16, "steps": 4},
+}
+REFUSED = ("ssnn-vgg9", "ssnn-resnet")  # as a whole: see tests/test_staged.py
+QUICK = {"cnn", "mlp", "resnet-digits", "resnet8", "dvs-snn", "dvs-cnn", "sequential"}
+MODELS = [
+    n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+    for n in list_models()
+    if n not in REFUSED
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_of_the_registry(name: str) -> None:
+    """All trace, with the Opaque nodes that OPAQUE says; the graph computes what the module does."""
+    net = create_model(name, **OPTIONS.get(name, {})).eval()
+    x = torch.rand(1, *net.input_shape)
+    followed = "Attention" not in OPAQUE.get(name, set())  # it looks at all steps: no step to check
+    graph = trace(net, x, verify=followed)
+    assert {n.kind for n in opaque(graph).values()} == OPAQUE.get(name, set())
+    if followed:
+        given = x.movedim(3, 0) if name == "sequential" else x
+        with torch.no_grad():
+            assert torch.allclose(graph.readout(graph.run(given)), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_refused_as_a_whole(name: str) -> None:
+    net = create_model(name, image_size=16)
+    with pytest.raises(UnsupportedError, match="mixes samples or steps"):
+        trace(net, torch.rand(1, *net.input_shape))
+
+
 def test_attention_over_time_is_opaque_as_a_module() -> None:
-    small = {"image_size": 16, "steps": 4}
+    small = {"image_size": 16, "steps": 4, "widths": (8, 8, 8, 8)}
     net = create_model("syna-resnet18", **small).eval()
     graph = trace(net, torch.rand(1, 3, 16, 16), verify=False)
     kinds = {n.kind for n in opaque(graph).values()}
     assert kinds == {"Attention"}
     reason = graph["unit1_1.attention2"].reason
     assert "models_syna.py" in reason and "mixes samples or steps" in reason
-
-
-def test_a_number_of_steps_that_shrinks_inside_is_refused() -> None:
-    net = create_model("ssnn-vgg9")
-    with pytest.raises(UnsupportedError, match="mixes samples or steps"):
-        trace(net, torch.rand(1, *net.input_shape), verify=False)
 
 
 class Mixer(nn.Module):
