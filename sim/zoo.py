@@ -1,0 +1,241 @@
+"""Every network of the zoo through the compiler, the engines and Lava, value by value.
+
+`python -m ranvier.sim.zoo` prints docs/zoo-lava.md; `--pattern`, `--no-lava` for a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ranvier.deploy.program import Program
+from ranvier.sim.difference import n_different
+from ranvier.sim.runner import STATES, Result, engines
+from ranvier.sim.zoo_cases import Case, cases
+from ranvier.train.errors import RanvierError
+from ranvier.train.files import write_text
+
+if TYPE_CHECKING:
+    from ranvier.train.networks import Network
+
+ENGINES = ("dense", "events", "auto")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network.
+
+    refusal      the error's text where trace or compile refuse it, else ""
+    n_populations, n_synapses, latency, n_spikes    of the Program and its run on `samples` samples
+    n_values     spikes and states compared on each engine
+    mismatches   engine -> values that differ from the reference's
+    """
+
+    case: Case
+    refusal: str = ""
+    n_populations: int = 0
+    n_synapses: int = 0
+    latency: int = 0
+    steps: int = 0
+    n_spikes: int = 0
+    n_values: int = 0
+    mismatches: dict[str, int] | None = None
+
+
+def build(case: Case, batch: int = 8) -> tuple[Network, Any]:
+    """The network with the statistics of one batch, in eval mode, and the batch.
+
+    Untrained weights fire little behind normalization, so thresholds are low, and normalizations
+    are jolted as training would: a network of equal channels proves little.
+    """
+    import torch
+    from torch import nn
+
+    from ranvier.train import create_model
+
+    torch.manual_seed(0)
+    net = create_model(case.name, **{"threshold": 0.4, **case.options})
+    x = torch.rand(batch, *net.input_shape)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.2, 0.2)
+    with torch.no_grad():
+        net.train()(x)
+    return net.eval(), x
+
+
+def compiled(case: Case) -> tuple[Program, np.ndarray]:
+    """The Program, and one sample as its input population sends it, [time, 1, ...].
+
+    Raises RanvierError where trace or compile refuse the network.
+    """
+    from ranvier.deploy import LOIHI2, compile
+    from ranvier.export import trace
+
+    net, x = build(case)
+    graph = trace(net, x[:2])
+    if case.name == "sequential":  # its steps are an image's columns
+        columns = x.movedim(3, 0).numpy()
+        program = compile(graph, chip=LOIHI2, calibration=columns)
+        return program, program.encode(columns[:, :1], None)
+    program = compile(graph, chip=LOIHI2, calibration=x.numpy())
+    return program, program.encode(x[:1].numpy(), None)
+
+
+def check_all(chosen: Sequence[Case], lava: bool, folder: Path | None) -> list[Outcome]:
+    """An Outcome a network; with a folder, finished ones are taken from there and new ones kept."""
+    if folder is None:
+        return check(chosen, lava)
+    outcomes = []
+    for case in chosen:
+        path = folder / f"{re.sub('[^A-Za-z0-9=-]+', '_', case.title)}.json"
+        outcome = _read(path, case)
+        if outcome is None or (lava and "lava" not in (outcome.mismatches or {"lava": 0})):
+            (outcome,) = check([case], lava)
+            kept = {k: v for k, v in asdict(outcome).items() if k != "case"}
+            write_text(path, json.dumps({"options": repr(case), **kept}, indent=1))
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _read(path: Path, case: Case) -> Outcome | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Outcome(case, **kept) if kept.pop("options", None) == repr(case) else None
+
+
+def check(
+    chosen: Iterable[Case], lava: bool = True, say: Callable[[str], None] = lambda text: None
+) -> list[Outcome]:
+    """An Outcome a network; all that compile run in one start of Lava.
+
+    Raises LavaError where Lava is missing or fails.
+    """
+    outcomes: list[Outcome] = []
+    kept: list[tuple[int, Program, np.ndarray, Result]] = []
+    for case in chosen:
+        say(case.title)
+        try:
+            program, x = compiled(case)
+        except RanvierError as error:
+            outcomes.append(Outcome(case, refusal=" ".join(str(error).split())))
+            continue
+        outcome, reference = _on_engines(case, program, x)
+        kept.append((len(outcomes), program, x, reference))
+        outcomes.append(outcome)
+    if lava and kept:
+        _on_lava(outcomes, kept)
+    return outcomes
+
+
+def _run(program: Program, x: np.ndarray, engine: str) -> Result:
+    return engines()[engine](program, x, STATES)
+
+
+def _on_engines(case: Case, program: Program, x: np.ndarray) -> tuple[Outcome, Result]:
+    reference = _run(program, x, "reference")
+    found = {engine: n_different(reference, _run(program, x, engine)) for engine in ENGINES}
+    sent = [reference.trace[n].spikes for n in program.populations if n != program.input.name]
+    n_spikes = sum(int(np.count_nonzero(s)) for s in sent if s is not None)
+    return Outcome(
+        case, "", len(program.populations), _n_synapses(program), program.latency, len(x),
+        n_spikes, max(n for n, _ in found.values()), {e: d for e, (_, d) in found.items()},
+    ), reference  # fmt: skip
+
+
+def _n_synapses(program: Program) -> int:
+    return sum(int(np.size(p.map.weight)) for p in program.projections.values())
+
+
+def _on_lava(
+    outcomes: list[Outcome], kept: Sequence[tuple[int, Program, np.ndarray, Result]]
+) -> None:
+    from ranvier.sim.lava_engine import run_all_on_lava
+
+    runs = run_all_on_lava([(program, x) for _, program, x, _ in kept], STATES)
+    for (i, _, _, reference), lava in zip(kept, runs, strict=True):
+        n, different = n_different(reference, lava)
+        mismatches = {**(outcomes[i].mismatches or {}), "lava": different}
+        outcomes[i] = replace(outcomes[i], n_values=n, mismatches=mismatches)
+
+
+# ---- the page
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Two Markdown tables: what runs, and what is refused with the reason given."""
+    columns = [*ENGINES, "lava"]
+    lines = [
+        "| network | size | steps | populations | weights | latency | spikes | values compared | "
+        + " | ".join(columns) + " |",
+        "|" + "---|" * (8 + len(columns)),
+    ]  # fmt: skip
+    for o in outcomes:
+        if o.mismatches is not None:
+            cells = [str(o.mismatches.get(c, "not run")) for c in columns]
+            numbers = (o.n_populations, o.n_synapses, o.latency, o.n_spikes, o.n_values)
+            row = [o.case.title, o.case.size, str(o.steps), *(f"{n:,}" for n in numbers), *cells]
+            lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "| network | size | refused, because |", "|---|---|---|"]
+    for o in outcomes:
+        if o.mismatches is None:
+            reason = o.refusal.replace("|", "/")
+            lines.append(f"| {o.case.title} | {o.case.size} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """# Which networks compile, and run in Lava value for value
+
+Generated by `python -m ranvier.sim.zoo > docs/zoo-lava.md`. Every name of `list_models()`, small: the layout
+is the named network's, with fewer channels, blocks and pixels, random weights, normalization statistics of
+one batch. Each is traced, compiled for loihi2 (8 bits, joins="auto"), and run on one sample by the reference
+interpreter, by the engines and by Lava's own processes. Compared are all spikes, currents u and membranes v
+of every population at every step; the last columns count the values that differ from the reference.
+
+"""
+
+
+def page(outcomes: Sequence[Outcome]) -> str:
+    """docs/zoo-lava.md."""
+    ran = [o for o in outcomes if o.mismatches is not None]
+    in_lava = [o for o in ran if o.mismatches and "lava" in o.mismatches]
+    wrong = sum(sum((o.mismatches or {}).values()) for o in ran)
+    total = sum(o.n_values for o in in_lava)
+    summary = (
+        f"{len(ran)} networks compile; {len(in_lava)} ran in Lava, {total:,} values there;"
+        f" {wrong} mismatches in all. {len(outcomes) - len(ran)} are refused.\n\n"
+    )
+    return HEAD + summary + table(outcomes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the page; 1 where a value differs."""
+    parser = argparse.ArgumentParser(prog="python -m ranvier.sim.zoo", description=__doc__)
+    parser.add_argument("--pattern", default="*", help="names of networks, as in list_models")
+    parser.add_argument("--no-lava", action="store_true", help="the engines alone")
+    parser.add_argument("--keep", type=Path, help="folder of finished networks, to go on from")
+    options = parser.parse_args(argv)
+    chosen = [c for c in cases() if fnmatch.fnmatch(c.title, options.pattern)
+              or fnmatch.fnmatch(c.name, options.pattern)]  # fmt: skip
+    outcomes = check_all(chosen, not options.no_lava, options.keep)
+    print(page(outcomes), end="")
+    return int(any(sum((o.mismatches or {}).values()) for o in outcomes))
+
+
+__all__ = ["Case", "Outcome", "cases", "check", "compiled", "page", "table"]
+
+if __name__ == "__main__":
+    raise SystemExit(main())
