@@ -1,7 +1,9 @@
-"""The auto engine: each population's sums by the faster of dense and events, as measured here.
+"""The auto engine: each population by the faster of dense and events, as measured here.
 
-A population is decided once for each power of two of the density of its messages: the first parts
-of a batch are computed both ways, by turns, and the quicker way stays. The integers are the same.
+A population is decided once for each power of two of the density of its messages: the first part of
+a batch that is worth it is computed both ways, by turns, and the quicker way stays. What is timed
+is the whole step from messages to messages, since the sums of the two have different types. The
+integers are the same.
 """
 
 from __future__ import annotations
@@ -9,21 +11,19 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ranvier.deploy.program import Program
-from ranvier.sim.dense import chunk_size, exact_kernels, scan_cpu
+from ranvier.sim.dense import DenseBackend, chunk_size, exact_kernels
 from ranvier.sim.events import CHUNK_BYTES, EventsBackend
 from ranvier.sim.layers import Driven, Incoming, walk
 from ranvier.sim.runner import Result, finish
 
 WAYS = ("dense", "events")
-DENSE_IF = 0.9  # its sums are wider, which the scan pays for
-CLEAR = 2.5  # a ratio at which one trial is enough
+CLEAR = 1.5  # a ratio at which two trials are enough
 TRIALS = 5
 SMALL = 10**7  # multiplications of the dense way before it is worth to compile and try the other
 
@@ -38,17 +38,15 @@ class Choice:
     work: int = 0
     way: str | None = None
 
-    def decide(self) -> None:
-        """Settles the way when the times are clear or the trials are used up."""
+    @property
+    def clear(self) -> bool:
         slow, fast = max(self.seconds.values()), min(self.seconds.values())
-        if self.trials >= TRIALS or slow > CLEAR * fast:
-            dense = self.seconds["dense"] < DENSE_IF * self.seconds["events"]
-            self.way = "dense" if dense else "events"
+        return self.trials > 1 and slow > CLEAR * fast
 
 
 def density(message: Any) -> float:
-    """The share of a message that is not zero, from its first sample's last step."""
-    part = message[-1, 0].numpy()
+    """The share of a message that is not zero, from the last step of a few samples."""
+    part = message[-1, :4].numpy()
     return float(np.count_nonzero(part)) / max(1, part.size)
 
 
@@ -64,19 +62,19 @@ class AutoBackend(EventsBackend):
     def drive(
         self, name: str, incoming: Incoming, steps: int, batch: int, state: Any, record: bool
     ) -> Driven:
-        target = self.target(name)
-        if not target.possible or name not in self.plan.cells or not incoming:
-            return super().drive(name, incoming, steps, batch, state, record)
+        whole = (name, incoming, steps, batch, state, record)
+        if not self.target(name).possible or not incoming:
+            return DenseBackend.drive(self, *whole)
         choice = self._choice(name, incoming)
-        choice.work += sum(self._macs(w.projection.name) * len(m) * batch for w, m in incoming)
-        if choice.way is None and choice.work > SMALL:
-            self._try(choice, name, incoming, batch)
-        way = choice.way or ("events" if self._warm else "dense")
-        if way == "dense":
-            total, shift = self.arrive(name, incoming, batch).numpy(), 0
-        else:
-            total, shift = self._sums(name, incoming, batch), target.shift
-        return scan_cpu(self.plan, name, total, steps, state, record, shift)
+        if choice.way is None:
+            choice.work += sum(self._macs(w.projection.name) * len(m) * batch for w, m in incoming)
+            if choice.work > SMALL:
+                self._settle(choice, whole)
+        return self._by(choice.way or ("events" if self._warm else "dense"), whole)
+
+    def _by(self, way: str, whole: Any) -> Driven:
+        engine = DenseBackend if way == "dense" else EventsBackend
+        return engine.drive(self, *whole)
 
     def _choice(self, name: str, incoming: Incoming) -> Choice:
         seen = max(density(m) for _, m in incoming)
@@ -88,25 +86,22 @@ class AutoBackend(EventsBackend):
             self._work[name] = int(sum(f.sum() for f in self.plan.fans[name]))
         return self._work[name]
 
-    def _sums(self, name: str, incoming: Incoming, batch: int) -> np.ndarray:
-        messages = [(w, self.numpy(m)) for w, m in incoming]
-        return self.target(name).sums(messages, batch, self._scratch)
-
-    def _try(self, choice: Choice, name: str, incoming: Incoming, batch: int) -> None:
-        """Both ways, by turns; before the first trial each runs once untimed, to be compiled."""
-        ways: dict[str, Callable[[], object]] = {
-            "dense": lambda: self.arrive(name, incoming, batch),
-            "events": lambda: self._sums(name, incoming, batch),
-        }
-        for way, compute in ways.items():
-            if choice.trials == 0:
-                compute()
-            start = time.thread_time()  # not the wall's: other processes must not decide
-            compute()
-            choice.seconds[way] = min(choice.seconds[way], time.thread_time() - start)
-        choice.trials += 1
+    def _settle(self, choice: Choice, whole: Any) -> None:
+        """Both ways, by turns, until it is clear; each runs once untimed, to be compiled."""
+        *first, state, record = whole
+        for trial in range(-1, TRIALS):
+            for way in WAYS if trial % 2 else WAYS[::-1]:
+                fresh = None if state is None else tuple(a.copy() for a in state)
+                start = time.thread_time()  # not the wall's: other processes must not decide
+                self._by(way, (*first, fresh, record))
+                if trial >= 0:
+                    spent = time.thread_time() - start
+                    choice.seconds[way] = min(choice.seconds[way], spent)
+            choice.trials = trial + 1
+            if choice.clear:
+                break
         self._warm = True
-        choice.decide()
+        choice.way = min(WAYS, key=lambda way: choice.seconds[way])
 
 
 _BACKENDS: weakref.WeakKeyDictionary[Program, AutoBackend] = weakref.WeakKeyDictionary()

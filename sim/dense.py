@@ -23,7 +23,7 @@ from ranvier.sim.bounds import trailing_zeros
 from ranvier.sim.int8 import Product, product
 from ranvier.sim.layers import Driven, Incoming, Tally, walk
 from ranvier.sim.layout import Wiring
-from ranvier.sim.plan import Plan, plan
+from ranvier.sim.plan import CellPlan, Plan, plan
 from ranvier.sim.runner import Result, finish
 from ranvier.train.errors import RangeError
 
@@ -285,6 +285,8 @@ def scan_cpu(
     from ranvier.sim.scan_kernels import scan
 
     cell = plan.cells[name]
+    if cell.plain and state is None and not record and not plan.cyclic:
+        return _scan_fast(cell, total, steps, shift)
     if cell.wide:
         total = total.astype(np.int64, copy=False)
     elif total.itemsize == 8:
@@ -300,6 +302,23 @@ def scan_cpu(
     if record:
         return Driven(out, torch.from_numpy(us), torch.from_numpy(vs), (u, v))
     return Driven(out, state=(u, v))
+
+
+def _scan_fast(cell: CellPlan, total: np.ndarray, steps: int, shift: int) -> Driven:
+    import numba
+
+    from ranvier.sim.scan_kernels import scan_fast
+
+    batch, n = total.shape[1:]
+    if total.itemsize == 8:
+        total = total.astype(np.float32)  # below 2**18, so exact
+    each = -(-n // (4 * numba.get_num_threads()))
+    chunk = min(1024, max(128, -(-each // 64) * 64))
+    sent, some = np.empty((steps, batch, n), np.uint8), np.empty((steps, n), np.int32)
+    kernel = scan_fast(cell.reset, cell.timing, cell.folds)
+    parameters = (cell.k_v, cell.theta, cell.bias, cell.jump, cell.v_reset, chunk)
+    kernel(np.ascontiguousarray(total), shift, *parameters, sent, some)
+    return Driven(torch.from_numpy(sent), some=some)
 
 
 def count_cpu(sent: np.ndarray, tally: Tally) -> None:

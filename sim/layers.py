@@ -22,12 +22,16 @@ Incoming: TypeAlias = "list[tuple[Wiring, Message]]"
 
 @dataclass
 class Driven:
-    """What a population did: messages, u and v `[steps, batch, n]` (where asked), its state."""
+    """What a population did: messages, u and v `[steps, batch, n]` (where asked), its state.
+
+    some  `[steps, n]`: plain spikes over the batch, where they were counted on the way
+    """
 
     sent: Message
     u: Any = None
     v: Any = None
     state: Any = None
+    some: np.ndarray | None = None
 
 
 class Backend(Protocol):
@@ -167,7 +171,10 @@ class Walk:
         population = self.plan.populations[name]
         tally = self.tallies.get(name) or Tally(len(done.sent), population.size, population.graded)
         self.tallies[name] = tally.full(max(len(done.sent), len(tally.some)))
-        self._count(done.sent, self.tallies[name])
+        if done.some is None:
+            self._count(done.sent, self.tallies[name])
+        else:
+            self.tallies[name].some += done.some
         if "spikes" in self.record or name == self.readout.population:
             self.outcome.sent[name] = self._series(name, done.sent)
         shape = (self.steps, self.batch, *population.shape)

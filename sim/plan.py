@@ -14,6 +14,7 @@ from ranvier.sim import bounds
 from ranvier.sim.layout import Frame, frames, inner, wire
 from ranvier.sim.ledger import Fans, fans_of
 
+FOLDS = 2**17  # arriving sums below this never make u fold
 RESETS = ("zero", "subtract", "none")
 TIMINGS = ("immediate", "delayed", "carry", "discard")
 
@@ -32,6 +33,12 @@ class CellPlan:
     bias: np.ndarray
     jump: np.ndarray
     v_reset: int
+    folds: bool = True  # whether a sum can pass the bound from where u folds
+
+    @property
+    def plain(self) -> bool:
+        """Whether 32 bits hold everything and u does not outlive a step."""
+        return not self.wide and not self.memory
 
     @property
     def dtype(self) -> type[np.signedinteger]:
@@ -41,7 +48,10 @@ class CellPlan:
         return self.k_u, self.k_v, self.theta, self.bias, self.jump
 
 
-def plan_cell(cell: Cell, population: Population, frame: Frame, wide: bool) -> CellPlan:
+def plan_cell(
+    cell: Cell, population: Population, frame: Frame, wide: bool, most: int = bounds.NARROW
+) -> CellPlan:
+    """most  bound on what arrives, before it meets the synapses' 2**6"""
     dtype = np.int64 if wide else np.int32
 
     def spread(value: object) -> np.ndarray:
@@ -52,7 +62,7 @@ def plan_cell(cell: Cell, population: Population, frame: Frame, wide: bool) -> C
     return CellPlan(
         RESETS.index(cell.reset), TIMINGS.index(cell.timing), bool(k_u.any()), wide, k_u,
         spread(4096 - np.asarray(cell.dv, np.int64)), spread(cell.theta), spread(cell.bias),
-        spread(np.asarray(cell.vth, np.int64) << SHIFT), cell.v_reset,
+        spread(np.asarray(cell.vth, np.int64) << SHIFT), cell.v_reset, most >= FOLDS,
     )  # fmt: skip
 
 
@@ -74,7 +84,9 @@ class Plan:
             for p in program.projections.values()
         }
         self.cells = {
-            p.name: plan_cell(p.cell, p, self.frames[p.name], self._wide(p))
+            p.name: plan_cell(
+                p.cell, p, self.frames[p.name], self._wide(p), self.arrival[p.name].total
+            )
             for p in program
             if p.cell is not None and p.cell.kind == "cuba"
         }

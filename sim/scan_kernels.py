@@ -102,6 +102,61 @@ def scan(memory: bool) -> Callable[..., None]:
 
 
 @functools.cache
+def scan_fast(reset: int, timing: int, folds: bool) -> Callable[..., None]:
+    """`scan` for compartments of 32 bits whose u does not outlive a step, from rest, nothing recorded.
+
+    reset, timing  places in RESETS and TIMINGS, known to the compiler
+    folds          whether a sum can pass 2**17, from where the chip's u folds
+    Arguments as for `scan`; some `[steps, n]` int32 gets the spikes of each neuron over the batch.
+    """
+    zero, subtract = reset == 0, reset == 1
+    immediate, delayed, carry, discard = (timing == k for k in range(4))
+    back_now = immediate or carry
+
+    def kernel(a, shift, k_v, theta, bias, jump, v_reset, chunk, sent, some):  # type: ignore[no-untyped-def]
+        steps, batch, n = sent.shape
+        held, low, up = a.shape[0] == 1, i32(v_reset), i32(shift + 6)
+        for job in prange((n + chunk - 1) // chunk):
+            lo, hi = job * chunk, min(n, (job + 1) * chunk)
+            k_c, th_c, bias_c, jump_c = k_v[lo:hi], theta[lo:hi], bias[lo:hi], jump[lo:hi]
+            v = np.empty(hi - lo, np.int32)
+            counts = np.zeros((steps, hi - lo), np.int32)
+            for b in range(batch):
+                v[:] = 0
+                for t in range(steps):
+                    a_t, out, count = a[0 if held else t, b, lo:hi], sent[t, b, lo:hi], counts[t]
+                    for i in range(hi - lo):
+                        x, y, th = i32(i32(a_t[i]) << (up & 31)), v[i], th_c[i]
+                        if folds:
+                            x = i32(x - 2 * FOLD) if x > FOLD else x
+                            x = i32(x + 2 * FOLD) if x <= -FOLD else x
+                        late = y > th
+                        if zero and delayed:
+                            y = low if late else y
+                        h = i32(i32(_decay(y, k_c[i], v) + x) + bias_c[i])
+                        if subtract and not immediate:
+                            h = i32(h - jump_c[i]) if late else h
+                        if zero and discard:
+                            h = low if late else h
+                        h = i32(min(max(h, -V_MAX), V_MAX))
+                        fired = h > th
+                        out[i] = fired
+                        count[i] += fired
+                        if zero and back_now:
+                            h = low if fired else h
+                        if subtract and back_now:
+                            h = i32(h - jump_c[i]) if fired else h
+                            if carry:
+                                h = i32(h + jump_c[i]) if late else h
+                            h = i32(min(max(h, -V_MAX), V_MAX))
+                        v[i] = h
+            for t in range(steps):
+                some[t, lo:hi] = counts[t]
+
+    return njit(parallel=True, cache=True, nogil=True)(kernel)
+
+
+@functools.cache
 def tally() -> Callable[..., None]:
     """The kernel that adds the plain spikes of sent `[steps, batch, n]` to some `[steps, n]`."""
 
