@@ -75,6 +75,8 @@ def show(rows: list[dict[str, Any]], as_json: bool, title: str = "") -> None:
 
 
 def cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -198,16 +200,30 @@ def export(
 
 
 @app.command()
-def lint(source: Target, chip: Chip = "loihi2", as_json: Json = False, sarif: bool = False) -> None:
+def lint(
+    source: Annotated[Path | None, typer.Argument(help="a run folder, or a file")] = None,
+    chip: Chip = "loihi2",
+    every: Annotated[bool, typer.Option("--all", help="each network by name, made small")] = False,
+    pattern: Annotated[str, typer.Option(help="with --all: '*' patterns of names")] = "*",
+    as_json: Json = False,
+    sarif: bool = False,
+) -> None:
     """List what a chip cannot run, what costs, and what to do about it."""
     from ranvier.cli.sources import load_graph
     from ranvier.deploy import lint as find
     from ranvier.deploy.chip import chip_named
     from ranvier.deploy.linter import to_sarif
 
+    if every:
+        from ranvier.sim.lint_zoo import rows
+
+        show([r.cells() for r in rows(pattern)], as_json)
+        return
+    if source is None:
+        raise typer.BadParameter("lint: give a run folder or a file, or --all")
     findings = find(load_graph(source), chip=chip_named(chip))
     if sarif:
-        print(json.dumps(to_sarif(findings), indent=1))
+        print(to_sarif(findings))
     elif findings or as_json:
         keys = ("code", "severity", "node", "message", "fix")
         show([{k: getattr(f, k) for k in keys} for f in findings], as_json)
@@ -365,6 +381,14 @@ def study_depth(
         data_dir=None if data_dir is None else str(data_dir), meta={"command": command_line()},
     )  # fmt: skip
     print(found.to_json() if as_json else found.table())
+
+
+@study_app.command("published")
+def study_published(as_json: Json = False) -> None:
+    """Count published operations, parameters and energies again: no training, no data."""
+    from ranvier.sim.published import cells, published_figures
+
+    show(cells(published_figures()), as_json)
 
 
 @study_app.command("bits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from ranvier.sim.report import render
 from ranvier.sim.study import Study, study_residual
 from ranvier.sim.study_setup import parts_of
 from ranvier.train import create_model
-from ranvier.train.errors import RangeError
+from ranvier.train.errors import FormatError, RangeError
 
 TINY = {
     "model": "resnet", "options": {"blocks": [1, 1], "widths": [4, 8], "strides": [1, 2]},
@@ -225,8 +226,99 @@ def test_message_bits():
         assert message_bits(program) == bits
 
 
-def test_published_operations_come_out_to_the_digit():
-    rows = published_figures()
-    assert [r.flops for r in rows] == [72_500_608, 72_205_696, 316_955_904, 315_776_256]
-    assert all(r.flops_agree for r in rows)
-    assert [round(r.parameters / 1e6, 2) for r in rows[:2]] == [0.47, 0.46]
+@pytest.fixture(scope="module")
+def published():
+    return {(r.network, r.dataset): r for r in published_figures()}
+
+
+def test_published_operations_come_out_to_the_digit(published):
+    flops = [r.flops for r in published.values()]
+    assert flops[:4] == [72_500_608, 72_205_696, 316_955_904, 315_776_256]
+    assert [n for (n, _), r in published.items() if not r.flops_agree] == ["ghostnet-mlp"]
+
+
+def test_published_parameters_come_out(published):
+    assert published["ghostnet", "CIFAR-10"].parameters == 3_914_318
+    assert published["ghostnet-dfc", "CIFAR-10"].parameters == 4_888_718
+    assert [round(r.parameters / 1e6, 2) for r in list(published.values())[:3]] == [
+        0.47,
+        0.46,
+        14.79,
+    ]
+    assert all(r.parameters_agree for (_, d), r in published.items() if d == "CIFAR-10")
+
+
+def test_published_energies_follow_from_their_rates(published):
+    """0.9 pJ x rate x FLOPs; the control: at another rate they would not."""
+    from dataclasses import replace
+
+    for name in ("ghostnet", "ghostnet-dfc"):
+        row = published[name, "CIFAR-10"]
+        assert row.energy_agrees and not replace(row, rate=0.2).energy_agrees
+    assert published["vgg16", "MNIST"].energy_agrees is None
+
+
+def test_a_depth_study_has_a_row_a_join_and_depth(tmp_path):
+    from ranvier.sim.study_depth import study_depth
+
+    tiny = {"train_limit": 64, "limit": 24, "ladder_limit": 4, "steps": 2, "epochs": 1}
+    options = {"widths": (4, 4, 8)}
+    found = study_depth("digits", (8, 14), ("ms", "or"), [0], out=tmp_path, options=options,
+                        measures=False, **tiny)  # fmt: skip
+    assert [(r["variant"], r["depth"]) for r in found.rows()] == [
+        ("ms", 8), ("ms", 14), ("or", 8), ("or", 14)]  # fmt: skip
+    last = found.rows()[-1]
+    assert last["pairs"] == 3 and last["pruned"] is not None and last["identical"]
+    assert len(found.table().splitlines()) == 6
+    assert "Chip accuracy over depth" in (tmp_path / "depth.html").read_text()
+    with pytest.raises(RangeError, match="depth 9 is none of 8"):
+        study_depth("digits", (9,), out=tmp_path)
+
+
+def test_what_untrained_networks_measure_at_a_depth():
+    from ranvier.sim.study_depth import untrained
+    from ranvier.sim.study_setup import Setup
+
+    ms, vanilla = (
+        untrained(j, 8, {"widths": (4, 4, 8)}, Setup(steps=2)) for j in ("ms", "vanilla")
+    )
+    assert ms["identity"] == {"default": 1.0, "zero": 1.0} and vanilla["identity"]["zero"] < 0.5
+    assert len(ms["gradient"]["plain"]["r"]) == 3
+    assert (
+        ms["gradient"]["zero"]["max_abs_log"] < 1e-4 < vanilla["gradient"]["plain"]["max_abs_log"]
+    )
+
+
+def test_weights_from_run_folders(made, tmp_path):
+    """A trained network of the same family is loaded and gives the same Program; another is refused."""
+    study, _, out = made
+    again = study_residual("digits", ("or",), seeds=[3], out=tmp_path, weights=out, **TINY)
+    assert again.runs[0]["digest"] == study.of("or")[0]["digest"]
+    wider = {**TINY, "options": {**TINY["options"], "widths": [8, 8]}}
+    with pytest.raises(FormatError, match=r"trained with widths=\(4, 8\)"):
+        study_residual("digits", ("or",), seeds=[3], out=tmp_path / "b", weights=out, **wider)
+
+
+def test_a_run_folder_can_be_compared_and_a_failed_run_leaves_the_others(made, tmp_path):
+    from ranvier.train.recipe import load_run
+
+    study, _, out = made
+    net, recipe, _ = load_run(f"{out}/ms-s3/train")
+    assert net.config.join == "ms" and recipe is not None and recipe.train.seed == 3
+    there = {**TINY, "weights": str(tmp_path)}
+    shutil.copytree(f"{out}/ms-s3", tmp_path / "ms-s3")
+    some = study_residual("digits", ("ms", "or"), seeds=[3], out=tmp_path / "out", **there)
+    assert some.variants == ["ms"] and list(some.failed) == ["or-s3"]
+    assert "model.json" in some.failed["or-s3"]
+
+
+def test_settings_come_from_a_recipe_and_the_command_line():
+    from ranvier.sim.study_setup import make_setup, recipe_of
+
+    made = make_setup("mnist", "mnist-resnet8", ["epochs=3", "widths=[16,32,64]"], None, None, {})
+    assert made.train["epochs"] == 3 and "seed" not in made.train
+    assert made.options["widths"] == [16, 32, 64] and made.model == "resnet8"
+    recipe = recipe_of(made, "ms-conv", 7)
+    assert recipe.model["shortcut"] == "conv" and recipe.train.seed == 7
+    with pytest.raises(FormatError, match="did you mean 'epochs'"):
+        make_setup("digits", None, ["epocs=3"], None, None, {})
