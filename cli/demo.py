@@ -104,9 +104,8 @@ def run_demo(
     rows, parts = [], []
     for join in joins:
         net, _, _ = load_run(out / join / "train")
-        row, sections = _deploy(
-            join, net, train, test, out / join, lava_samples, seconds[join], say
-        )
+        of = Trained(join, net, train, test, out / join, seconds[join])
+        row, sections = _deploy(of, lava_samples, say)
         rows.append(row)
         parts += sections
     _write(out, rows, parts, seed, epochs)
@@ -157,73 +156,124 @@ def epochs_done(metrics: Path) -> int:
     return max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
 
 
-def _deploy(
-    join: str,
-    net: Any,
-    train: Any,
-    test: Any,
-    folder: Path,
-    lava_samples: int,
-    train_s: float,
-    say: Callable[[str], None],
-) -> tuple[Row, list[Any]]:
+@dataclass(frozen=True)
+class Trained:
+    """One join's network as trained, and what is known before it leaves torch."""
+
+    join: str
+    net: Any
+    train: Any
+    test: Any
+    folder: Path
+    train_s: float
+
+    @property
+    def x(self) -> np.ndarray:
+        """The held-out images, floats `[sample, 1, 8, 8]`."""
+        return np.asarray(self.test.x.float())
+
+    @property
+    def y(self) -> np.ndarray:
+        return np.asarray(self.test.y)
+
+
+def _deploy(of: Trained, lava_samples: int, say: Callable[[str], None]) -> tuple[Row, list[Any]]:
+    """The row of one join, and its sections of the report: every stage, one after the other."""
     import torch
 
-    from ranvier.deploy import compile
-    from ranvier.export import read_nir, trace, write_nir, write_onnx
-    from ranvier.export.domains import binary_only
-    from ranvier.export.onnx_file import run_onnx
-    from ranvier.sim import run
-    from ranvier.sim.study_bits import lava_mismatches
-
     torch.set_num_threads(1)
-    x, y = test.x.float(), np.asarray(test.y)
-    with torch.inference_mode():
-        logits = net(x).numpy()
-    say(f"{join}: exporting NIR and ONNX, verifying both against torch")
-    graph = trace(net, x[:8])
-    graph.save(folder / "graph.h5")
-    write_nir(graph, folder / "net.nir")
-    again = read_nir(folder / "net.nir")
-    difference = graph.diff(again)
-    if difference:
-        raise RanvierError(f"demo: NIR lost something of '{join}': {difference[0]}")
-    nir_error = float(np.abs(again.readout(again.run(x.numpy())) - logits).max())
-    write_onnx(graph, folder / "net.onnx", steps=STEPS, static=True)
-    onnx = run_onnx(folder / "net.onnx", x.numpy(), output="readout")
-    say(f"{join}: compiling to 8-bit integers, running {len(y)} digits on the engine")
-    program = compile(graph, calibration=train.x[:256].numpy())
-    program.save(folder / "program.h5")
-    result = run(program, x.numpy(), record=("spikes",))
-    mismatches, lava_s = None, 0.0
+    logits = _logits(of)
+    say(f"{of.join}: exporting NIR and ONNX, verifying both against torch")
+    graph, nir_error, onnx = _export(of, logits)
+    say(f"{of.join}: compiling to 8-bit integers, running {len(of.y)} digits on the engine")
+    program, result = _compile_and_run(of, graph)
     if lava_samples:
-        say(f"{join}: running {lava_samples} digits as Lava processes")
-        begin = time.perf_counter()
-        mismatches = lava_mismatches(program, x[:lava_samples].numpy())
-        lava_s = time.perf_counter() - begin
-    is_binary, edges = binary_only(graph)
+        say(f"{of.join}: running {lava_samples} digits as Lava processes")
+    mismatches, lava_s = _lava(of, program, lava_samples)
     row = Row(
-        join=join,
-        n_test=len(y),
-        torch_accuracy=_accuracy(logits, y),
-        onnx_accuracy=_accuracy(onnx, y),
-        onnx_agreement=float((onnx.argmax(1) == logits.argmax(1)).mean()),
+        join=of.join,
+        n_test=len(of.y),
+        torch_accuracy=_accuracy(logits, of.y),
+        onnx_accuracy=_accuracy(onnx, of.y),
+        onnx_agreement=_agreement(onnx, logits),
         nir_max_error=nir_error,
-        chip_accuracy=_accuracy(result.output, y),
-        chip_agreement=float((result.output.argmax(1) == logits.argmax(1)).mean()),
+        chip_accuracy=_accuracy(result.output, of.y),
+        chip_agreement=_agreement(result.output, logits),
         lava_samples=lava_samples,
         lava_mismatches=mismatches,
-        spikes_per_neuron=result.ledger.spikes_per_neuron,
-        synops=result.ledger.n_synops,
-        binary_only=is_binary,
-        breaking_edge=str(edges[0]) if edges else "",
-        latency=program.latency,
-        populations=len(program.populations),
-        mapping=str(program.meta["joins"]),
-        train_s=train_s,
+        train_s=of.train_s,
         lava_s=lava_s,
+        **_counts(graph, program, result),
     )
-    return row, _sections(join, graph, program, result)
+    return row, _sections(of.join, graph, program, result)
+
+
+def _logits(of: Trained) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return np.asarray(of.net(of.test.x.float()))
+
+
+def _export(of: Trained, logits: np.ndarray) -> tuple[Any, float, np.ndarray]:
+    """(graph, largest difference of NIR's logits to torch's, ONNX Runtime's logits); files in the folder.
+
+    Raises RanvierError where NIR gives back another graph.
+    """
+    from ranvier.export import read_nir, trace, write_nir, write_onnx
+    from ranvier.export.onnx_file import run_onnx
+
+    graph = trace(of.net, of.test.x.float()[:8])
+    graph.save(of.folder / "graph.h5")
+    write_nir(graph, of.folder / "net.nir")
+    again = read_nir(of.folder / "net.nir")
+    difference = graph.diff(again)
+    if difference:
+        raise RanvierError(f"demo: NIR lost something of '{of.join}': {difference[0]}")
+    error = float(np.abs(again.readout(again.run(of.x)) - logits).max())
+    write_onnx(graph, of.folder / "net.onnx", steps=STEPS, static=True)
+    return graph, error, run_onnx(of.folder / "net.onnx", of.x, output="readout")
+
+
+def _compile_and_run(of: Trained, graph: Any) -> tuple[Any, Any]:
+    """(Program, Result of all held-out images on the engine)."""
+    from ranvier.deploy import compile
+    from ranvier.sim import run
+
+    program = compile(graph, calibration=np.asarray(of.train.x[:256]))
+    program.save(of.folder / "program.h5")
+    return program, run(program, of.x, record=("spikes",))
+
+
+def _lava(of: Trained, program: Any, samples: int) -> tuple[int | None, float]:
+    """(messages in which Lava and the engine differ, seconds); None where Lava is off."""
+    from ranvier.sim.study_bits import lava_mismatches
+
+    if not samples:
+        return None, 0.0
+    begin = time.perf_counter()
+    return lava_mismatches(program, of.x[:samples]), time.perf_counter() - begin
+
+
+def _counts(graph: Any, program: Any, result: Any) -> dict[str, Any]:
+    """What the graph, the Program and its run say of themselves, as fields of a Row."""
+    from ranvier.export.domains import binary_only
+
+    is_binary, edges = binary_only(graph)
+    return {
+        "spikes_per_neuron": result.ledger.spikes_per_neuron,
+        "synops": result.ledger.n_synops,
+        "binary_only": is_binary,
+        "breaking_edge": str(edges[0]) if edges else "",
+        "latency": program.latency,
+        "populations": len(program.populations),
+        "mapping": str(program.meta["joins"]),
+    }
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of samples that both put into one class."""
+    return float((a.argmax(1) == b.argmax(1)).mean())
 
 
 def _accuracy(output: np.ndarray, y: np.ndarray) -> float:

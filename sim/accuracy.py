@@ -25,6 +25,16 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (p + zz / 2 - half) / (1 + zz), (p + zz / 2 + half) / (1 + zz)
 
 
+def sign_test(won: int, lost: int) -> float:
+    """The chance of winning so many of won + lost samples, or more, by throwing a coin for each.
+
+    >>> sign_test(5, 0), sign_test(3, 3)
+    (0.03125, 0.65625)
+    """
+    n = won + lost
+    return sum(math.comb(n, k) for k in range(won, n + 1)) / 2**n
+
+
 @dataclass(frozen=True)
 class Score:
     """How many of n samples an engine got right."""

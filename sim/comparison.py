@@ -14,7 +14,7 @@ import numpy as np
 from ranvier.deploy.program import Program
 from ranvier.export.domains import binary_only
 from ranvier.export.graph import Graph
-from ranvier.sim.accuracy import Score, confusion, score
+from ranvier.sim.accuracy import Score, confusion, score, sign_test
 from ranvier.sim.ladder import Agreement, Divergence, Ladder, levels, with_integers
 from ranvier.sim.ledger import Ledger
 from ranvier.sim.runner import engines as program_engines
@@ -33,6 +33,7 @@ class Advice:
 
     accuracy, gain  of the float-state network with all others as integers, and against all integers
     n               samples
+    won, lost       of these: right only with the change, right only without
     error           of the readout without the change, and with it, root mean square over its spread
     """
 
@@ -42,17 +43,19 @@ class Advice:
     gain: float
     n: int
     error: tuple[float, float]
+    won: int = 0
+    lost: int = 0
 
     @property
     def worth_it(self) -> bool:
-        """Whether it wins half a point at least, and more than two samples."""
-        return self.gain >= 0.005 and self.gain * self.n > 2
+        """Whether it wins half a point at least, beyond what chance does once in twenty (sign test)."""
+        return self.gain >= 0.005 and sign_test(self.won, self.lost) < 0.05
 
     def __str__(self) -> str:
         return (
             f"floats instead of {self.bits} bits in '{self.population}' change the accuracy by "
-            f"{100 * self.gain:+.2f} points ({self.n} samples) and the readout's error "
-            f"from {self.error[0]:.2%} to {self.error[1]:.2%}"
+            f"{100 * self.gain:+.2f} points ({self.won} won, {self.lost} lost of {self.n} samples) "
+            f"and the readout's error from {self.error[0]:.2%} to {self.error[1]:.2%}"
         )
 
 
@@ -399,6 +402,7 @@ def advise(ladder: Ladder, labels: np.ndarray, tell: Progress | None = None) -> 
 
     base = outputs(with_integers(lowered, program))
     before, right = error(base), score(base, labels).accuracy
+    hit = base.argmax(-1) == labels
     found = []
     layers = [p for p in program if not p.is_input and program.into(p.name)]
     for i, population in enumerate(layers):
@@ -406,12 +410,14 @@ def advise(ladder: Ladder, labels: np.ndarray, tell: Progress | None = None) -> 
             tell("advice", i, len(layers))
         out = outputs(with_integers(lowered, program, keep=(population.name,)))
         bits = min(p.bits for p in program.into(population.name))
-        accuracy = score(out, labels).accuracy
+        accuracy, now = score(out, labels).accuracy, out.argmax(-1) == labels
+        won, lost = int((now & ~hit).sum()), int((hit & ~now).sum())
         found.append(
             Advice(
-                population.name, bits, accuracy, accuracy - right, len(labels), (before, error(out))
+                population.name, bits, accuracy, accuracy - right, len(labels),
+                (before, error(out)), won, lost,
             )
-        )
+        )  # fmt: skip
     return sorted(found, key=lambda a: (-a.gain, a.error[1]))
 
 

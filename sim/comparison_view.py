@@ -205,6 +205,7 @@ def _advice(report: Report) -> list[parts.Section]:
             "bits": a.bits,
             "accuracy": a.accuracy,
             "gain": {"value": a.gain, "tone": "good" if a.worth_it else ""},
+            "samples": f"{a.won} / {a.lost}",
             "error": a.error[1] - a.error[0],
         }
         for a in report.advice
@@ -213,12 +214,13 @@ def _advice(report: Report) -> list[parts.Section]:
     if best.worth_it:
         note = f"Worth its bits: {best}."
     else:
-        note = "No layer wins half a point and more than two samples with more bits."
+        note = "No layer wins half a point with more bits, beyond what chance does in one case of twenty."
     columns = [
         parts.column("population", "floats instead of integers in"),
         parts.column("bits", "now, bits", "d"),
         parts.column("accuracy", "accuracy", ".2%"),
         parts.column("gain", "won", "+.2%"),
+        parts.column("samples", "samples won / lost", align="right"),
         parts.column("error", "change of the readout's error", "+.2%"),
     ]
     note += f" Over {best.n} samples, float states; all other layers keep their integers."

@@ -136,6 +136,7 @@ def test_advice_measures_each_layer(made):
     _, _, program, report = made
     assert {a.population for a in report.advice} == {p.name for p in program if not p.is_input}
     assert all(a.n == 8 for a in report.advice)
+    assert all(a.gain == pytest.approx((a.won - a.lost) / a.n) for a in report.advice)
     bases = {round(a.accuracy - a.gain, 9) for a in report.advice}
     assert len(bases) == 1
 
@@ -226,3 +227,15 @@ def test_wilson():
 def test_confusion_counts_pairs():
     a, b = np.eye(3)[[0, 1, 2, 2]], np.eye(3)[[0, 1, 1, 2]]
     np.testing.assert_array_equal(confusion(a, b, 3), [[1, 0, 0], [0, 1, 0], [0, 1, 1]])
+
+
+def test_advice_is_worth_it_beyond_chance_alone():
+    """Five of five samples won: chance does it in 3 %. Five won and two lost: in 23 %."""
+    from ranvier.sim.comparison import Advice
+
+    def advice(won: int, lost: int) -> Advice:
+        return Advice("n", 8, 0.9, (won - lost) / 128, 128, (0.1, 0.1), won, lost)
+
+    assert advice(5, 0).worth_it
+    assert not advice(5, 2).worth_it and not advice(4, 0).worth_it and not advice(0, 0).worth_it
+    assert "5 won, 2 lost of 128" in str(advice(5, 2))
