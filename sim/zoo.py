@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ranvier.train.networks import Network
 
 ENGINES = ("dense", "events", "auto")
+LAVA_S = 3600.0  # that a start of Lava may take, on a machine that does other things beside
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,24 @@ def check_all(chosen: Sequence[Case], lava: bool, folder: Path | None) -> list[O
     """An Outcome a network; with a folder, finished ones are taken from there and new ones kept."""
     if folder is None:
         return check(chosen, lava)
-    outcomes = []
-    for case in chosen:
-        path = folder / f"{re.sub('[^A-Za-z0-9=-]+', '_', case.title)}.json"
-        outcome = _read(path, case)
-        if outcome is None or (lava and "lava" not in (outcome.mismatches or {"lava": 0})):
-            (outcome,) = check([case], lava)
-            kept = {k: v for k, v in asdict(outcome).items() if k != "case"}
-            write_text(path, json.dumps({"options": repr(case), **kept}, indent=1))
-        outcomes.append(outcome)
-    return outcomes
+    kept = {case.title: _read(_path(folder, case), case) for case in chosen}
+    todo = [c for c in chosen if _unfinished(kept[c.title], lava)]
+    for outcome in check(todo, lava):
+        kept[outcome.case.title] = outcome
+        values = {k: v for k, v in asdict(outcome).items() if k != "case"}
+        text = json.dumps({"options": repr(outcome.case), **values}, indent=1)
+        write_text(_path(folder, outcome.case), text)
+    return [found for case in chosen if (found := kept[case.title]) is not None]
+
+
+def _path(folder: Path, case: Case) -> Path:
+    return folder / f"{re.sub('[^A-Za-z0-9=-]+', '_', case.title)}.json"
+
+
+def _unfinished(outcome: Outcome | None, lava: bool) -> bool:
+    return outcome is None or (
+        lava and outcome.mismatches is not None and "lava" not in outcome.mismatches
+    )
 
 
 def _read(path: Path, case: Case) -> Outcome | None:
@@ -165,7 +174,8 @@ def _on_lava(
 ) -> None:
     from ranvier.sim.lava_engine import run_all_on_lava
 
-    runs = run_all_on_lava([(program, x) for _, program, x, _ in kept], STATES)
+    jobs = [(program, x) for _, program, x, _ in kept]
+    runs = run_all_on_lava(jobs, STATES, timeout_s=LAVA_S)
     for (i, _, _, reference), lava in zip(kept, runs, strict=True):
         n, different = n_different(reference, lava)
         mismatches = {**(outcomes[i].mismatches or {}), "lava": different}

@@ -377,6 +377,46 @@ def test_a_configuration_survives_json(name):
     assert make_config(stored.pop("name"), registry.MODELS[name], stored) == config
 
 
+# What each of create_model's own keywords may be; a model says why where one does not fit it.
+COMMON = {
+    "join": registry.JOIN_NAMES, "neuron": tuple(NEURONS), "norm": registry.NORMS,
+    "steps": (1, 6), "in_channels": (1, 2), "num_classes": (7,),
+}  # fmt: skip
+MISFITS = {
+    ("ghostnet", "join"), ("ghostnet-dfc", "join"), ("ghostnet-mlp", "join"),
+    ("syna-resnet18", "join"), ("syna-resnet18-dvs", "join"), ("sequential", "steps"),
+    ("sequential", "norm"), ("ssnn-vgg9", "steps"), ("ssnn-resnet", "steps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_takes_the_common_keywords_or_says_why(name):
+    misfits = set()
+    for key, values in COMMON.items():
+        for value in values:
+            try:
+                made = make_config(name, registry.MODELS[name], {key: value})
+            except RangeError as error:
+                assert name in str(error) and str(value) in str(error)
+                misfits.add((name, key))
+            else:
+                assert getattr(made, key) == value
+    assert misfits == {m for m in MISFITS if m[0] == name}
+
+
+def test_keywords_left_out_keep_the_names_defaults():
+    assert create_model("dvs-snn", neuron=None, steps=None).config == create_model("dvs-snn").config
+    net = create_model("cnn", neuron="if", norm="tdbn", steps=2, in_channels=2, num_classes=3)
+    assert net(torch.rand(1, 2, 28, 28)).shape == (1, 3) and net.steps == 2
+
+
+def test_norm_of_the_sequential_network():
+    small = {"channels": 4, "hidden": 4, "image_size": 8, "steps": 8, "neuron": "lif"}
+    weights = [create_model("sequential", norm=n, threshold=0.3, **small) for n in ("bn", "tdbn")]
+    assert [float(net.norm1.weight[0]) for net in weights] == pytest.approx([1.0, 0.3])
+    assert isinstance(create_model("sequential", norm="none", **small).norm1, nn.Identity)
+
+
 def test_a_network_is_rebuilt_from_its_configuration():
     net = small(join="or", neuron="plif", surrogate="triangle")
     again = create_model(**json.loads(json.dumps(dataclasses.asdict(net.config)))).double().eval()
@@ -393,6 +433,8 @@ def test_a_network_is_rebuilt_from_its_configuration():
         ({"name": "mlp", "step": 3}, "Did you mean 'steps'"),
         ({"name": "mlp", "norm": "layer"}, "tdbn"),
         ({"name": "mlp", "steps": 0}, "at least 1"),
+        ({"name": "mlp", "num_classes": 0}, "0 classes; each must be at least 1"),
+        ({"name": "mlp", "in_channels": 0}, "each must be at least 1"),
         ({"name": "mlp", "readout": "max"}, "mean, sum, last"),
         ({"name": "vgg16", "image_size": 16}, "at least 32"),
         ({"name": "resnet", "blocks": (1, 1)}, "one entry a stage"),

@@ -151,20 +151,34 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(MODELS, pattern))
 
 
-def create_model(name: str, *, pretrained: str | None = None, **config: Any) -> Network:
-    """A network by its name.
+def create_model(
+    name: str,
+    *,
+    join: str | None = None,
+    neuron: str | None = None,
+    norm: str | None = None,
+    steps: int | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    pretrained: str | None = None,
+    **config: Any,
+) -> Network:
+    """A network by its name; None leaves the name's own default (docs/models.md).
 
-    join         vanilla, sew, sew-and, sew-iand, ms, or ("vanilla")
-    neuron       a name of NEURONS ("lif")
-    norm         bn or tdbn ("bn")
-    steps        time steps of a static image (4)
-    in_channels, num_classes, image_size    what goes in and comes out (3, 10, 32)
+    join         vanilla, sew, sew-and, sew-iand, ms, or; networks without joins ignore it
+    neuron       a name of NEURONS: if, lif, plif, cuba, psn, ..., paralif-sd, relu
+    norm         bn, tdbn, tdbn-scaled, none
+    steps        time steps of a static image
+    in_channels, num_classes    what goes in and comes out
     pretrained   tag of stored weights, such as "mnist"; the configuration is then theirs
-    Further keywords are fields of the model's configuration, which is `net.config`:
-    `create_model(**dataclasses.asdict(net.config))` builds the same network.
+    config       further fields of the model's configuration, as image_size, which is `net.config`:
+                 `create_model(**dataclasses.asdict(net.config))` builds the same network
     Raises RangeError for an unknown name or value, naming the nearest; DataError where the weights
     are not there.
     """
+    common = {"join": join, "neuron": neuron, "norm": norm, "steps": steps,
+              "in_channels": in_channels, "num_classes": num_classes}  # fmt: skip
+    config |= {key: value for key, value in common.items() if value is not None}
     entry = MODELS.get(name)
     if entry is None:
         raise RangeError(_unknown("model", name, MODELS))

@@ -114,6 +114,19 @@ class SequentialConfig(ModelConfig):
                 f"model {self.name}: steps {self.steps} with images of {self.image_size} pixels;"
                 " a step is a column, so steps must equal the width, and the height divide by 4"
             )
+        if self.norm == "tdbn-scaled":
+            raise RangeError(
+                f"model {self.name}: norm 'tdbn-scaled' is for images; take bn, tdbn or none"
+            )
+
+
+def _norm1d(config: SequentialConfig) -> nn.Module:
+    if config.norm == "none":
+        return nn.Identity()
+    norm = nn.BatchNorm1d(config.channels)
+    if config.norm == "tdbn":
+        nn.init.constant_(norm.weight, float(config.threshold))
+    return norm
 
 
 class SequentialNet(Network):
@@ -130,7 +143,7 @@ class SequentialNet(Network):
         self._order: list[str] = []
         for i in range(1, 7):
             self._put(f"conv{i}", nn.Conv1d(c_in, config.channels, 3, padding=1, bias=False))
-            self._put(f"norm{i}", nn.BatchNorm1d(config.channels))
+            self._put(f"norm{i}", _norm1d(config))
             self._put(f"neuron{i}", make_neuron(config))
             c_in = config.channels
             if i % 3 == 0:

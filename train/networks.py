@@ -65,6 +65,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise RangeError(f"model {self.name}: steps is {self.steps}; at least 1 is needed")
+        if min(*self.input_shape, self.num_classes) < 1:
+            raise RangeError(
+                f"model {self.name}: input {self.input_shape} (channels, height, width) and"
+                f" {self.num_classes} classes; each must be at least 1"
+            )
         if self.readout not in READOUTS:
             raise RangeError(
                 f"model {self.name}: readout '{self.readout}' is none of {', '.join(READOUTS)}"

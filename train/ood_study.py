@@ -107,6 +107,11 @@ def grid(
 def _settings(method: str, seed: int, base: OodSettings) -> OodSettings:
     if method == MLP:
         return replace(IRM_PUBLISHED, seed=seed)
+    plain = OodSettings()  # what a method does not use must not tell its runs apart
+    if method != "irm":
+        base = replace(base, penalty=plain.penalty, anneal_epochs=plain.anneal_epochs)
+    if not method.startswith("similarity"):
+        base = replace(base, similarity_max=plain.similarity_max)
     return replace(base, method=method, seed=seed)  # type: ignore[arg-type]
 
 
@@ -238,9 +243,11 @@ def curves_csv(records: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m ranvier.train.ood`; returns the exit status."""
     options = _parser().parse_args(argv)
-    base = OodSettings(epochs=options.epochs, hidden=options.hidden, steps=options.steps,
-                       lr=options.lr, l2=options.l2, anneal_epochs=options.anneal,
-                       penalty=options.penalty, similarity_max=options.similarity)  # fmt: skip
+    base = OodSettings(
+        epochs=options.epochs, batch_size=options.batch_size, hidden=options.hidden,
+        steps=options.steps, lr=options.lr, l2=options.l2, anneal_epochs=options.anneal,
+        penalty=options.penalty, similarity_max=options.similarity,
+    )  # fmt: skip
     try:
         gaps = [parse_gap(g) for g in options.gaps.split(",")]
         seeds = [int(s) for s in options.seeds.split(",")]
@@ -267,12 +274,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--gaps", default="10/20", help=f"color flips of the environments in percent, as {gaps}")
     add("--seeds", default="0,1,2")
     add("--epochs", type=int, default=50)
+    add("--batch-size", type=int, default=1000, help="samples of each environment in a step")
     add("--hidden", type=int, default=128)
     add("--steps", type=int, default=6)
     add("--lr", type=float, default=1e-3)
     add("--l2", type=float, default=1e-4)
     add("--anneal", type=int, default=15, help="IRM: epochs before the full penalty")
-    add("--penalty", type=float, default=1e3, help="IRM: weight of the penalty")
+    add("--penalty", type=float, default=100.0, help="IRM: weight of the penalty")
     add("--similarity", type=float, default=1.0, help="weight of 1 - cosine in the last epoch")
     add("--digits", type=int, default=None, help="digits in all (default: 60,000)")
     add("--data", default=None, help="where mnist.npz lies (default: RANVIER_DATA)")
