@@ -86,7 +86,10 @@ def loaded(setup: Setup, variant: str, seed: int, data: Any) -> tuple[Any, dict[
 def _same(found: dict[str, Any], wanted: dict[str, Any], variant: str) -> None:
     """Raises FormatError naming what differs: a study compares networks that differ in the join alone."""
     for key, value in wanted.items():
-        if found.get(key) != value:
+        sides = (found.get(key), value)
+        if key == "image_size":
+            sides = tuple((v, v) if isinstance(v, int) else tuple(v or ()) for v in sides)
+        if sides[0] != sides[1]:
             raise FormatError(
                 f"study: the weights for '{variant}' were trained with {key}={found.get(key)}, the study's "
                 f"network has {value}; give the study the same (-s {key}=...)"
