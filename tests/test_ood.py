@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +16,10 @@ from ranvier.train.colored_mnist import Environments, color, colored_mnist
 from ranvier.train.data import Dataset
 from ranvier.train.errors import RangeError, UnsupportedError
 from ranvier.train.ood import (
+    METHODS,
     OodSettings,
     SpikingMlp,
+    in_parts,
     irm_penalty,
     make_mlp,
     ood_table,
@@ -23,6 +30,7 @@ from ranvier.train.ood import (
     split_penalty,
     train_ood,
 )
+from ranvier.train.ood_study import grid, main, parse_gap, published_row, run_grid
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +167,87 @@ def test_the_table_has_mean_and_spread():
     row = ood_table(results)[0]
     assert row["method"] == "erm" and row["n_seeds"] == 2 and row["test_spread"] == 0.0
     assert row["test"] == pytest.approx(100 * results[0].selected["last"]["test"])
+
+
+# ---- the grid
+
+
+SMALL = OodSettings(epochs=3, batch_size=100, hidden=8, steps=2)
+
+
+def records(tmp_path, methods=("erm", "similarity-trains"), gaps=((0.1, 0.2),), seeds=(0, 1)):
+    said = []
+    runs = grid(methods, gaps, seeds, SMALL, 1500)
+    return run_grid(runs, tmp_path, say=said.append), said
+
+
+def test_a_grid_goes_on_where_it_was_cut_off(tmp_path, data_file):
+    data_file("mnist.npz")
+    first, said = records(tmp_path)
+    assert len(first) == len(said) == 4
+    (tmp_path / "erm-10-20-s1.json").write_text("{", encoding="utf-8")  # cut off in the writing
+    again, said = records(tmp_path)
+    assert len(said) == 1 and "erm-10-20-s1" in said[0]
+    assert [r["result"] for r in again] == [r["result"] for r in first]
+    other = run_grid(grid(["erm"], [(0.1, 0.2)], [0], replace(SMALL, lr=0.1), 1500), tmp_path)
+    assert other[0]["result"] != first[0]["result"]  # a run of other settings is not taken
+
+
+def test_reports_of_a_grid(tmp_path, data_file):
+    data_file("mnist.npz")
+    found, _ = records(tmp_path, gaps=((0.1, 0.2), (0.0, 0.3)), seeds=(0,))
+    rows = csv.DictReader(io.StringIO((tmp_path / "curves.csv").read_text()))
+    assert len([r for r in rows if r["run"] == "erm-0-30-s0"]) == SMALL.epochs
+    html = (tmp_path / "curves.html").read_text()
+    assert html.count("<svg") == 6 and html.count("<polyline") == 12
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    assert json.loads((tmp_path / "ood.json").read_text())["n_runs"] == len(found) == 4
+
+
+def test_what_does_not_concern_a_method_does_not_tell_its_runs_apart():
+    runs = [
+        grid(METHODS, [(0.1, 0.2)], [0], replace(SMALL, penalty=p, similarity_max=s))
+        for p, s in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
+    ]
+    same = [[a == b for a, b in zip(runs[0], other, strict=True)] for other in runs[1:]]
+    assert same == [[True, False, True, True], [True, True, False, False]]
+
+
+def test_gaps_and_published_figures():
+    assert [parse_gap(g) for g in ("10/20", "2.5-27.5", "0/30")] == [
+        (0.1, 0.2), (0.025, 0.275), (0.0, 0.3)
+    ]  # fmt: skip
+    assert published_row("erm", (0.1, 0.2)) == (89.1, 80.1, 10.2)
+    assert published_row("similarity-trains", (0.0, 0.3)) == (77.4, 64.5, 33.6)
+    assert published_row("erm", (0.0, 0.3)) is None
+    with pytest.raises(RangeError, match="not two percentages"):
+        parse_gap("10")
+    with pytest.raises(UnsupportedError, match="irm-mlp"):
+        grid(["magic"], [(0.1, 0.2)], [0], SMALL)
+
+
+def test_the_command(tmp_path, data_file, capsys):
+    data_file("mnist.npz")
+    options = "--methods erm --seeds 0 --epochs 1 --hidden 4 --steps 2 --digits 1000"
+    assert main(["--out", str(tmp_path), *options.split()]) == 0
+    assert "| 10/20 | erm | last | 1 |" in capsys.readouterr().out
+    assert main(["--gaps", "x"]) == 2
+    assert capsys.readouterr().out.startswith("ood: gap 'x'")
+
+
+def test_history_rows_come_every_so_many_epochs():
+    options = {"network": "mlp", "hidden": 4, "batch_size": 0}
+    result = train_ood(_toy(100), OodSettings("erm", epochs=7, eval_every=3, **options))
+    assert [row["epoch"] for row in result.history] == [3, 6, 7]
+    with pytest.raises(RangeError, match="eval_every"):
+        OodSettings(eval_every=0)
+
+
+def test_parts_are_the_whole():
+    net = make_mlp(8)
+    x = torch.rand(7, 2, 14, 14)
+    torch.testing.assert_close(in_parts(net, x, 3), net(x))
 
 
 def test_wrong_settings():

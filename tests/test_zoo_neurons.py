@@ -8,7 +8,7 @@ import torch
 
 from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
 from ranvier.train.neuron_speed import NEURONS as TIMED
-from ranvier.train.neuron_speed import speed_table
+from ranvier.train.neuron_speed import speed_table, speedup
 from ranvier.train.neurons import CUBA, LIF
 from ranvier.train.neurons_paralif import (
     FIRING,
@@ -368,4 +368,10 @@ def test_bad_parameters_are_refused(make):
 
 def test_the_speed_table_has_a_cell_for_each_neuron_and_length():
     lines = speed_table(steps=(2, 4), values=64, repeats=1).splitlines()
-    assert len(lines) == 3 + len(TIMED) and all(line.count("|") == 4 for line in lines)
+    assert len(lines) == 3 + len(TIMED) and all(line.count("|") == 5 for line in lines)
+    assert "up to 200" in lines[-2] and lines[2].count(" ms") == 2
+
+
+def test_a_speedup_is_the_median_of_ratios_within_rounds():
+    """A machine that slows down for one round slows both sides."""
+    assert speedup((2.0, 20.0, 2.0), (1.0, 10.0, 0.5)) == 2.0

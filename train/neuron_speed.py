@@ -7,9 +7,11 @@ faster than LIF; PSU 3 to 4 times on SHD.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,48 +31,69 @@ NEURONS: dict[str, Callable[[int], nn.Module]] = {
     "paralif-sd, fft": lambda steps: ParaLIF("sd"),
     "paralif-sd, sequential": lambda steps: ParaLIF("sd", backend="sequential"),
 }
+SERIAL = "lif, step by step"
+# Published ratios to LIF, on GPUs. Sources: Yarga and Wood 2024; Li et al. 2024 (on SHD, T = 15).
+PUBLISHED = {"paralif-sd, fft": "up to 200", "psu": "3 to 4 (SHD)"}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of processor time for one batch: the median of `repeats`."""
+    """Seconds of processor time for one batch, a value a round."""
 
     neuron: str
     steps: int
-    forward_s: float
-    training_s: float
+    forward_s: tuple[float, ...]
+    training_s: tuple[float, ...]
 
 
-def _timed(run: Callable[[], object], repeats: int) -> float:
+def _clock(run: Callable[[], object]) -> float:
+    begin = time.process_time()
     run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
+    return time.process_time() - begin
 
 
-def measure(
-    name: str, neuron: nn.Module, x: Tensor, repeats: int = 5, backend: str | None = None
-) -> Timing:
-    """Times the forward pass, and forward and backward, of `neuron` over x [T, B, N]."""
+def time_neurons(steps: int, values: int, repeats: int = 5) -> dict[str, Timing]:
+    """Every neuron over x [steps, 8, values / 8], the serial LIF first; the neurons take turns.
+
+    A round that does not count comes first.
+    """
+    x = torch.randn(steps, 8, values // 8, requires_grad=True)
+    runs = {SERIAL: _run(LIF(0.5), x, "loop")}
+    runs |= {name: _run(make(steps), x) for name, make in NEURONS.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, (forward, train) in runs.items():
+            seconds[name].append((_clock(forward), _clock(train)))
+    return {
+        name: Timing(name, steps, *(tuple(s) for s in zip(*found[1:], strict=True)))
+        for name, found in seconds.items()
+    }
+
+
+def _run(
+    neuron: nn.Module, x: Tensor, backend: str | None = None
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """(forward alone, forward and backward)."""
     neuron.multi_step = True  # type: ignore[assignment]
 
-    def forward() -> Tensor:
-        if backend is None:
-            return neuron(x)
-        with use_backend(backend):
-            return neuron(x)
+    def call() -> Tensor:
+        with nullcontext() if backend is None else use_backend(backend):
+            out: Tensor = neuron(x)
+        return out
 
-    def forward_quietly() -> None:
+    def forward() -> None:
         with torch.no_grad():
-            forward()
+            call()
 
     def train() -> None:
-        forward().sum().backward()
+        call().sum().backward()
 
-    return Timing(name, len(x), _timed(forward_quietly, repeats), _timed(train, repeats))
+    return forward, train
+
+
+def speedup(serial: Sequence[float], other: Sequence[float]) -> float:
+    """How many times less time: the median over the rounds of their ratios."""
+    return statistics.median(a / max(b, 1e-9) for a, b in zip(serial, other, strict=True))
 
 
 def speed_table(
@@ -81,25 +104,38 @@ def speed_table(
     values  neurons x batch; each cell is "forward / forward and backward"
     """
     columns = list(steps)
-    serial: dict[int, Timing] = {}
-    cells: dict[str, list[str]] = {name: [] for name in NEURONS}
-    for n in columns:
-        x = torch.randn(n, 8, values // 8, requires_grad=True)
-        serial[n] = measure("lif", LIF(0.5), x, repeats, backend="loop")
-        for name, make in NEURONS.items():
-            t = measure(name, make(n), x, repeats)
-            fast, trained = serial[n].forward_s / t.forward_s, serial[n].training_s / t.training_s
-            cells[name].append(f"{fast:.1f} / {trained:.1f}")
-    head = "| neuron | " + " | ".join(f"T = {n}" for n in columns) + " |"
-    lines = [head, "|---" * (len(columns) + 1) + "|"]
-    ms = " | ".join(
-        f"{serial[n].forward_s * 1e3:.1f} / {serial[n].training_s * 1e3:.1f} ms" for n in columns
-    )
-    lines.append(f"| lif, step by step | {ms} |")
-    lines += [f"| {name} | {' | '.join(row)} |" for name, row in cells.items()]
+    found = {n: time_neurons(n, values, repeats) for n in columns}
+    lines = [
+        "| neuron | " + " | ".join(f"T = {n}" for n in columns) + " | published |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    serial = [found[n][SERIAL] for n in columns]
+    ms = [
+        f"{1e3 * statistics.median(t.forward_s):.1f} / {1e3 * statistics.median(t.training_s):.1f} ms"
+        for t in serial
+    ]
+    lines.append(f"| {SERIAL} | {' | '.join(ms)} | |")
+    for name in NEURONS:
+        cells = [
+            f"{speedup(a.forward_s, b.forward_s):.1f} / {speedup(a.training_s, b.training_s):.1f}"
+            for a, b in ((found[n][SERIAL], found[n][name]) for n in columns)
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} | {PUBLISHED.get(name, '')} |")
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m ranvier.train.neuron_speed`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ranvier.train.neuron_speed")
+    parser.add_argument("--steps", default="4,8,16,32,64,128,256,512")
+    parser.add_argument("--values", type=int, default=1 << 14, help="neurons x batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(speed_table(), end="")
+    steps = [int(n) for n in options.steps.split(",")]
+    print(speed_table(steps, options.values, options.repeats), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
