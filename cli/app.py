@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ranvier.train.errors import RanvierError
+from ranvier.train.memory import keep_freed_memory
 
 app = typer.Typer(
     name="ranvier",
@@ -36,6 +37,7 @@ Chip = Annotated[str, typer.Option(help="loihi1 or loihi2")]
 def run_app(argv: list[str]) -> int:
     """The exit status of a command line; errors become one line on stderr."""
     debug = "--debug" in argv
+    keep_freed_memory()
     try:
         status = app(
             [a for a in argv if a != "--debug"], standalone_mode=False, prog_name="ranvier"
@@ -421,8 +423,41 @@ def bench(
     suite: Annotated[str, typer.Option(help="sim or train")] = "sim",
     quick: Annotated[bool, typer.Option(help="small nets only")] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file")] = None,
+    nets: Annotated[str, typer.Option(help="names of networks, with commas")] = "",
+    rates: Annotated[str, typer.Option(help="firing rates, with commas: 0.02,0.1")] = "",
+    sides: Annotated[
+        str, typer.Option(help="dense,events,auto,snntorch,reference,lava,spikingjelly")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="timed runs of each side")] = 5,
+    spikingjelly: Annotated[
+        str | None, typer.Option(help="the Python of an environment with ranvier and SpikingJelly")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print rows as JSON")] = False,
 ) -> None:
     """Measure the engines against each other, or training against a plain loop."""
     from ranvier.cli.exporting import run_bench
 
-    run_bench(suite, quick, out)
+    numbers = parsed_rates(rates)
+    run_bench(
+        suite, quick, out, nets=split(nets), rates=numbers, sides=split(sides),
+        rounds=rounds if rounds != 5 else None, spikingjelly=spikingjelly, as_json=as_json,
+    )  # fmt: skip
+
+
+def split(names: str) -> tuple[str, ...]:
+    return tuple(n.strip() for n in names.split(",") if n.strip())
+
+
+def parsed_rates(rates: str) -> tuple[float, ...]:
+    """Shares between 0 and 1; raises RangeError for anything else."""
+    from ranvier.train.errors import RangeError
+
+    try:
+        found = tuple(float(r) for r in split(rates))
+    except ValueError as error:
+        raise RangeError(
+            f"bench: --rates {rates} is no list of numbers such as 0.02,0.1"
+        ) from error
+    if not all(0 < r < 1 for r in found):
+        raise RangeError(f"bench: --rates {rates}; each must lie between 0 and 1")
+    return found

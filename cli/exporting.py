@@ -190,9 +190,12 @@ def compare_run(
     )
 
 
-def run_bench(suite: str, quick: bool, out: Path | None) -> None:
+def run_bench(suite: str, quick: bool, out: Path | None, **options: Any) -> None:
     """Runs a benchmark suite, printing rows as they come; `out` gets them as CSV."""
     homes = {"sim": "ranvier.sim.bench", "train": "ranvier.train.bench"}
     if suite not in homes:
         raise RangeError(f"bench: suite '{suite}' is none of {', '.join(homes)}")
-    importlib.import_module(homes[suite]).main(quick=quick, out=out)
+    given = {k: v for k, v in options.items() if v}
+    if given and suite != "sim":
+        raise RangeError(f"bench: suite '{suite}' takes no {', '.join(given)}")
+    importlib.import_module(homes[suite]).main(quick=quick, out=out, **given)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
+import math
 import os
 import platform
 import resource
@@ -13,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,7 +27,9 @@ from ranvier.train.files import atomic_write
 
 RATES = (0.02, 0.05, 0.1, 0.2)
 SIDES = ("dense", "events", "auto", "snntorch")
+EXTRA = ("reference", "spikingjelly", "lava")  # sides to ask for by name
 ROUNDS = 5
+SLOW_ROUNDS = 2  # of the reference
 BATCH = {"mlp": 512}
 LAVA_STEPS = 16
 QUICK = ("mlp", "vgg9", "resnet20-vanilla")
@@ -34,9 +39,12 @@ QUICK = ("mlp", "vgg9", "resnet20-vanilla")
 class Row:
     """One side of one benchmark.
 
+    rate            of the random input and of every population; of a trained net, what it measured
     seconds         of one pass over the batch: the median of the rounds
+    cpu_seconds     processor time of one pass, over all threads: the least of the rounds
     spread          (slowest - fastest) / median
-    ratio_snntorch  how many times faster than the snntorch loop in the same rounds
+    ratio_snntorch  how many times faster than the snntorch loop in the same rounds, a sample
+    ratio_cpu       the same in processor time, which a loaded machine distorts less
     peak_mb         most memory that the process has held until then
     load            the machine's load average when the row was made: above its cores, others ran too
     """
@@ -49,11 +57,13 @@ class Row:
     spikes: int
     synops: int
     seconds: float
+    cpu_seconds: float
     spread: float
     samples_per_s: float
     synops_per_s: float
     ms_per_sample_step: float
     ratio_snntorch: float
+    ratio_cpu: float
     equal: str
     peak_mb: float
     threads: int
@@ -73,81 +83,125 @@ def run_suite(
     rounds: int = ROUNDS,
     out: str | os.PathLike[str] | None = None,
     show: Callable[[Row], None] | None = None,
+    spikingjelly: str | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """The rows of every net at every rate. Sides are engines and "snntorch".
+    """The rows of every net at every rate; trained nets have their own rate. Sides are engines,
+    "snntorch", "spikingjelly" and "lava".
 
     Every engine's spikes and counts are held against the others' first, and those of a small part
     against the reference's. `out` gets the rows as CSV, rewritten whole after each net.
+    spikingjelly  the Python of an environment that has ranvier and SpikingJelly
     Raises RangeError for an unknown side, RanvierError where two sides differ.
     """
-    unknown = [s for s in sides if s not in (*SIDES, "lava")]
+    unknown = [s for s in sides if s not in (*SIDES, *EXTRA)]
     if unknown:
-        raise RangeError(f"bench: side '{unknown[0]}' is none of {', '.join(SIDES)}, lava")
+        raise RangeError(f"bench: side '{unknown[0]}' is none of {', '.join((*SIDES, *EXTRA))}")
+    if "spikingjelly" in sides and spikingjelly is None:
+        raise RangeError(
+            "bench: spikingjelly runs apart; name the Python of an environment that has it"
+        )
     rows: list[Row] = []
     for name in nets:
-        for rate in rates:
-            new = bench(name, rate, sides, steps, batch or BATCH.get(name, 16), rounds)
+        for rate in (math.nan,) if is_trained(name) else rates:
+            program, x = case(name, rate, steps, batch or BATCH.get(name, 16))
+            new = bench(name, rate, program, x, sides, rounds, spikingjelly)
             rows += new
             for row in new:
                 if show is not None:
                     show(row)
             if out is not None:
                 write(rows, out)
+            tick()
     return rows
+
+
+def case(name: str, rate: float, steps: int, batch: int) -> tuple[Program, np.ndarray]:
+    """(program, x `[steps, batch, *shape]`) of one benchmark."""
+    if is_trained(name):
+        from ranvier.sim.bench_trained import trained
+
+        return trained(name, batch)
+    program = net(name, rate, steps)
+    return program, random_spikes(program, rate, batch, seed=7)
+
+
+def is_trained(name: str) -> bool:
+    return name not in NETS and name.rpartition("-")[2] in ("digits", "mnist")
 
 
 def bench(
-    name: str, rate: float, sides: Sequence[str], steps: int, batch: int, rounds: int
-) -> list[Row]:
-    """The rows of one net at one rate."""
-    program = net(name, rate, steps)
-    x = random_spikes(program, rate, batch, seed=7)
-    engines = [s for s in sides if s not in ("snntorch", "lava")]
-    counts, equal = agreed(program, x, engines)
-    calls = {s: side(s, program, x) for s in sides if s != "lava"}
-    times = timed(calls, rounds)
-    loop = times.get("snntorch")
+    name: str, rate: float, program: Program, x: np.ndarray, sides: Sequence[str], rounds: int,
+    spikingjelly: str | None = None,
+) -> list[Row]:  # fmt: skip
+    """The rows of one net on one input."""
+    steps, batch = x.shape[:2]
+    fast = [s for s in sides if s not in ("snntorch", *EXTRA)]
+    counts, equal = agreed(program, x, fast)
+    rate = counts.spikes_per_neuron / steps if math.isnan(rate) else rate
+    calls = {s: side(s, program, x) for s in sides if s in SIDES}
+    with contextlib.ExitStack() as held:
+        if "spikingjelly" in sides:
+            from ranvier.sim.bench_jelly import Apart
+
+            calls["spikingjelly"] = held.enter_context(Apart(str(spikingjelly), program, x))
+        times = timed(calls, rounds)
     common = (batch, steps, counts.n_spikes, counts.n_synops)
-    rows = []
-    for s, seconds in times.items():
-        middle = statistics.median(seconds)
-        ratio = (
-            statistics.median(a / b for a, b in zip(loop, seconds, strict=True)) if loop else 0.0
-        )
-        spread = (max(seconds) - min(seconds)) / middle
-        shown = equal if s in engines else "float"
-        rows.append(_row(name, rate, s, common, middle, spread, ratio, shown))
+    loop = times.get("snntorch")
+    rows = [
+        _row(name, rate, s, common, t, loop, equal if s in fast else "float")
+        for s, t in times.items()
+    ]
+    if "reference" in sides:
+        one = run_counts(program, x[:, :1])
+        found = timed({"reference": side("reference", program, x[:, :1])}, SLOW_ROUNDS, 0)
+        few = (1, steps, one.n_spikes, one.n_synops)
+        per = None if loop is None else [(w / batch, c / batch) for w, c in loop]
+        rows.append(_row(name, rate, "reference", few, found["reference"], per, "itself"))
     if "lava" in sides:
-        step = lava_step(program, x)
-        rows.append(_row(name, rate, "lava", (1, 1, 0, 0), step, 0.0, 0.0, equal))
+        rows.append(_row(name, rate, "lava", (1, 1, 0, 0), [lava_step(program, x)], None, equal))
     return rows
+
+
+def run_counts(program: Program, x: np.ndarray) -> Any:
+    from ranvier.sim.runner import run
+
+    return run(program, x, "dense").ledger
 
 
 def side(name: str, program: Program, x: np.ndarray) -> Callable[[], Any]:
     """A call that runs x once on a side."""
+    whole = program.encode(x)
     if name == "snntorch":
         from ranvier.sim.bench_float import StepLoop
 
         loop = StepLoop(program)
-        return lambda: loop(x)
+        return lambda: loop(whole)
     from ranvier.sim.runner import engines
 
-    whole = program.encode(x)
     engine = engines()[name]
     return lambda: engine(program, whole, ())
 
 
-def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken by turns after a burn-in."""
+Times: TypeAlias = "list[tuple[float, float]]"
+
+
+def timed(calls: dict[str, Callable[[], Any]], rounds: int, burn_in: int = 2) -> dict[str, Times]:
+    """(seconds, processor seconds) of each call, taken by turns after a burn-in.
+
+    A call that ran elsewhere returns its own processor seconds as a float.
+    """
     for call in calls.values():
-        call()
-        call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(burn_in):
+            call()
+    found: dict[str, Times] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
+            start, cpu = time.perf_counter(), time.process_time()
+            elsewhere = call()
+            spent = time.process_time() - cpu
+            spent = elsewhere if isinstance(elsewhere, float) else spent
+            found[name].append((time.perf_counter() - start, spent))
     return found
 
 
@@ -178,8 +232,8 @@ def agreed(program: Program, x: np.ndarray, engines: Sequence[str]) -> tuple[Any
     return ledger, f"{values} spikes and all counts"
 
 
-def lava_step(program: Program, x: np.ndarray) -> float:
-    """Seconds a step of one sample in Lava: a long run less a short one, start-up left out."""
+def lava_step(program: Program, x: np.ndarray) -> tuple[float, float]:
+    """(seconds, 0) a step of one sample in Lava: a long run less a short one, start-up left out."""
     from ranvier.deploy.align import align
     from ranvier.sim.runner import run
 
@@ -190,20 +244,32 @@ def lava_step(program: Program, x: np.ndarray) -> float:
         start = time.perf_counter()
         run(aligned, series[:steps], "lava")
         seconds.append(time.perf_counter() - start)
-    return (seconds[1] - seconds[0]) / (LAVA_STEPS - 1)
+    return (seconds[1] - seconds[0]) / (LAVA_STEPS - 1), 0.0
 
 
 def _row(
-    name: str, rate: float, side: str, common: Any, seconds: float, spread: float, ratio: float,
-    equal: str,
-) -> Row:  # fmt: skip
+    name: str, rate: float, side: str, common: Any, times: Times, loop: Times | None, equal: str
+) -> Row:
     batch, steps, spikes, synops = common
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    walls = [w for w, _ in times]
+    seconds, cpu = statistics.median(walls), min(c for _, c in times)
+    spread = (max(walls) - min(walls)) / seconds
+    ratio, ratio_cpu = _ratios(loop, times)
     return Row(
-        name, rate, side, batch, steps, spikes, synops, seconds, round(spread, 3), batch / seconds,
-        synops / seconds, 1000 * seconds / (batch * steps), round(ratio, 2), equal, round(peak, 1),
-        threads(), round(os.getloadavg()[0], 1), commit(), machine(), versions(),
+        name, round(rate, 4), side, batch, steps, spikes, synops, seconds, cpu, round(spread, 3),
+        batch / seconds, synops / seconds, 1000 * seconds / (batch * steps), ratio, ratio_cpu, equal,
+        round(peak, 1), threads(), round(os.getloadavg()[0], 1), commit(), machine(), versions(),
     )  # fmt: skip
+
+
+def _ratios(loop: Times | None, times: Times) -> tuple[float, float]:
+    """How many times faster than `loop`: the median over rounds, and in least processor time."""
+    if not loop:
+        return 0.0, 0.0
+    wall = statistics.median(a[0] / b[0] for a, b in zip(loop, times, strict=False))
+    cpu = min(c for _, c in loop) / max(1e-9, min(c for _, c in times))
+    return round(wall, 2), round(cpu, 2)
 
 
 def threads() -> int:
@@ -253,14 +319,37 @@ def write(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
 def line(row: Row) -> str:
     """A row for people."""
     return (
-        f"{row.net:18} {row.rate:5.0%} {row.side:9} {row.ms_per_sample_step:9.4f} ms a sample-step "
+        f"{row.net:22} {row.rate:5.1%} {row.side:12} {row.ms_per_sample_step:9.4f} ms a sample-step "
         f"{row.samples_per_s:9.1f} samples/s {row.synops_per_s / 1e9:7.2f} Gsynops/s "
-        f"{row.ratio_snntorch:6.2f}x snntorch  spread {row.spread:.0%}"
+        f"{row.ratio_snntorch:6.2f}x snntorch ({row.ratio_cpu:.2f}x in CPU time)  "
+        f"spread {row.spread:.0%}"
     )
 
 
-def main(quick: bool = False, out: str | os.PathLike[str] | None = None) -> None:
-    """Runs the suite and prints a line a row; `out` gets the CSV."""
-    nets = QUICK if quick else tuple(NETS)
-    rates = (0.02, 0.1) if quick else RATES
-    run_suite(nets, rates, out=out, show=lambda row: print(line(row), flush=True))
+def main(
+    quick: bool = False, out: str | os.PathLike[str] | None = None, *,
+    nets: Sequence[str] = (), rates: Sequence[float] = (), sides: Sequence[str] = (),
+    rounds: int = ROUNDS, spikingjelly: str | None = None, as_json: bool = False,
+) -> None:  # fmt: skip
+    """Runs the suite and prints a line a row, or all as JSON; `out` gets the CSV."""
+    from ranvier.sim.bench_trained import stored
+    from ranvier.sim.stream import shown
+
+    nets = nets or (QUICK if quick else (*NETS, *stored()))
+    rates = rates or ((0.02, 0.1) if quick else RATES)
+    sides = sides or SIDES
+    if spikingjelly is not None and "spikingjelly" not in sides:
+        sides = (*sides, "spikingjelly")
+    total = sum(1 if is_trained(n) else len(rates) for n in nets)
+
+    def show(row: Row) -> None:
+        if not as_json:
+            print(line(row), flush=True)
+
+    with shown(True, total, 0, "bench") as tick:
+        rows = run_suite(
+            nets, rates, sides, rounds=rounds, out=out, show=show, spikingjelly=spikingjelly,
+            tick=tick,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))

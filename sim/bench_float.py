@@ -22,42 +22,64 @@ class StepLoop:
 
         self.program, self.device = program, torch.device(device)
         self.neurons: dict[str, Any] = {}
+        self.biases: dict[str, Any] = {}
         self.maps: dict[str, list[tuple[list[str], LinearMap, Any]]] = {}
         for population in program:
             if population.cell is None:
                 continue
             self.maps[population.name] = self._maps(population)
+            self.biases[population.name] = self._bias(population)
             if not population.cell.graded and not is_logic(population):
                 self.neurons[population.name] = self._leaky(population)
 
     def _leaky(self, population: Population) -> Any:
         import snntorch as snn
 
-        assert population.cell is not None
-        beta = float((4096 - np.asarray(population.cell.dv)) / 4096)
-        return snn.Leaky(beta=beta, threshold=1.0, reset_mechanism="zero").to(self.device)
+        cell = population.cell
+        assert cell is not None
+        beta = float((4096 - np.asarray(cell.dv).max()) / 4096)
+        return snn.Leaky(beta=beta, threshold=1.0, reset_mechanism=cell.reset).to(self.device)
 
     def _maps(self, population: Population) -> list[tuple[list[str], LinearMap, Any]]:
-        shared: dict[int, tuple[list[str], LinearMap, Any]] = {}
+        shared: dict[tuple[int, int], tuple[list[str], LinearMap, Any]] = {}
         for p in self.program.into(population.name):
-            key = id(p.map)
+            key = (id(p.map), p.exponent)
             if key not in shared:
-                shared[key] = ([], p.map, self._weight(population, p.map))
+                weight = self._weight(population, p.map, p.exponent)
+                shared[key] = ([], p.map, weight)
             shared[key][0].append(p.source)
         return list(shared.values())
 
-    def _weight(self, population: Population, linear: LinearMap) -> Any:
+    def _weight(self, population: Population, linear: LinearMap, exponent: int) -> Any:
         import torch
 
-        assert population.cell is not None
-        scale = 1.0 if population.cell.graded else 1.0 / max(1, int(np.max(population.cell.vth)))
-        return torch.as_tensor(linear.weight * scale, dtype=torch.float32, device=self.device)
+        cell, weight = population.cell, linear.weight
+        assert cell is not None
+        one = 1.0 if cell.graded else np.maximum(1, np.asarray(cell.vth, float))
+        if np.ndim(one) and not isinstance(linear, OneToOne):
+            # a threshold for each channel of a convolution, for each neuron of a dense layer
+            size = (population.shape[0], -1) if isinstance(linear, ConvMap) else (-1, 1)
+            each = np.broadcast_to(one, population.shape).reshape(size)[:, 0]
+            one = each.reshape(-1, *[1] * (weight.ndim - 1))
+        scaled = weight * float(2**exponent / 2**cell.shift) / one
+        return torch.as_tensor(scaled, dtype=torch.float32, device=self.device)
+
+    def _bias(self, population: Population) -> Any:
+        """What is added to the membrane each step, in thresholds; None for nothing."""
+        import torch
+
+        cell = population.cell
+        assert cell is not None
+        if cell.graded or not np.any(cell.bias):
+            return None
+        bias = cell.bias / 64 / np.maximum(1, np.asarray(cell.vth))
+        return torch.as_tensor(bias, dtype=torch.float32, device=self.device)
 
     def __call__(self, x: np.ndarray) -> tuple[Any, dict[str, float]]:
         """(output spikes summed over time, last step's rates by population) for x `[time, batch, ...]`."""
         import torch
 
-        series = torch.as_tensor(x, dtype=torch.float32, device=self.device)
+        series = torch.as_tensor(np.array(x, np.float32), device=self.device)
         membranes = {n: neuron.init_leaky() for n, neuron in self.neurons.items()}
         total: Any = 0
         values: dict[str, Any] = {}
@@ -70,6 +92,14 @@ class StepLoop:
         return total, {n: float((v != 0).float().mean()) for n, v in values.items()}
 
     def _drive(self, name: str, values: dict[str, Any], membranes: dict[str, Any]) -> Any:
+        current = self.current(name, values)
+        if name not in self.neurons:
+            return current
+        spikes, membranes[name] = self.neurons[name](current, membranes[name])
+        return spikes
+
+    def current(self, name: str, values: dict[str, Any]) -> Any:
+        """What reaches a population; of one of logic, its spikes."""
         import torch
 
         population = self.program.populations[name]
@@ -85,17 +115,18 @@ class StepLoop:
             for other in names[1:]:
                 source = source + values[other]
             part = apply(linear, weight, source)
+            part = part.reshape(len(part), *population.shape)
             current = part if current is None else current + part
-        if name not in self.neurons:
-            return current
-        spikes, membranes[name] = self.neurons[name](current, membranes[name])
-        return spikes
+        bias = self.biases[name]
+        return current if bias is None else current + bias
 
 
 def is_logic(population: Population) -> bool:
     """Whether a population only takes the OR of spikes: no memory, and one spike is enough."""
     cell = population.cell
-    return cell is not None and not cell.graded and bool(np.all(np.asarray(cell.dv) == 4096))
+    if cell is None or cell.graded or np.any(cell.bias) or np.any(np.asarray(cell.vth) != 1):
+        return False
+    return bool(np.all(np.asarray(cell.dv) == 4096))
 
 
 def apply(linear: LinearMap, weight: Any, x: Any) -> Any:
@@ -104,10 +135,16 @@ def apply(linear: LinearMap, weight: Any, x: Any) -> Any:
     match linear:
         case ConvMap():
             return F.conv2d(
-                x, weight, None, linear.stride, linear.padding, linear.dilation, linear.groups
+                x.reshape(len(x), *linear.in_shape),
+                weight,
+                None,
+                linear.stride,
+                linear.padding,
+                linear.dilation,
+                linear.groups,
             )
         case DenseMap():
             return F.linear(x.flatten(1), weight)
         case OneToOne():
-            return x * weight
+            return x.reshape(len(x), *linear.shape) * weight
     raise UnsupportedError(f"bench: {type(linear).__name__}")

@@ -336,7 +336,9 @@ def _no_counts(ledger: Ledger) -> Ledger:
 
 
 @contextmanager
-def shown(wanted: bool, total: int, done: int) -> Iterator[Callable[[], None]]:
+def shown(
+    wanted: bool, total: int, done: int, what: str = "evaluate"
+) -> Iterator[Callable[[], None]]:
     """A progress bar on a terminal; elsewhere nothing."""
     if not wanted:
         yield lambda: None
@@ -346,5 +348,5 @@ def shown(wanted: bool, total: int, done: int) -> Iterator[Callable[[], None]]:
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task("evaluate", total=total, completed=done)
+        task = bars.add_task(what, total=total, completed=done)
         yield lambda: bars.advance(task)

@@ -260,7 +260,9 @@ def test_8_bit_products_are_used_and_equal(monkeypatch: pytest.MonkeyPatch) -> N
                 "in": Population(name="in", shape=(3, 6, 6)),
                 "out": Population(name="out", shape=(8, 6, 6), cell=Cell(vth=99)),
             },
-            projections={"p": Projection(name="p", source="in", target="out", map=conv, exponent=2)},
+            projections={
+                "p": Projection(name="p", source="in", target="out", map=conv, exponent=2)
+            },
             readout=Readout(population="out"),
         )
 
