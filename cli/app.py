@@ -341,18 +341,22 @@ def study_residual(
     ] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="print the table for a page")
+    ] = False,
 ) -> None:
     """Train one family with each residual connection and say which survives the chip.
 
     Interrupted, the same command goes on where it stopped; finished runs are not made again.
     """
     from ranvier.cli.studies import residual
+    from ranvier.sim.study_view import markdown_table
 
     found = residual(
         dataset, joins, seeds, recipe, setting or [], out, runs, stored, processes, remeasure, data_dir,
         limit=limit, onnx_limit=onnx_limit, weight_bits=bits,
     )  # fmt: skip
-    print(found.to_json() if as_json else found.table())
+    print(found.to_json() if as_json else markdown_table(found) if markdown else found.table())
     for name, why in found.failed.items():
         print(f"ranvier: study: {name} failed: {why}", file=sys.stderr)
     if found.failed:

@@ -82,7 +82,11 @@ def report_data(report: Report) -> dict[str, Any]:
             ("float and chip", "float only", "chip only"),
             "Spikes of the first sample, float and chip",
         ),
-        parts.rate_maps({n: spikes[RUNGS[-1]][n] for n in drawn}, "Firing rates on the chip"),
+        parts.rate_maps(
+            {n: spikes[RUNGS[-1]][n] for n in drawn},
+            "Firing rates on the chip",
+            f"Mean over {report.ladder.series.shape[1]} samples and all steps; a tile is a channel.",
+        ),
         parts.weight_histograms(report.ladder.lowered, report.program),
         *_advice(report),
         *_matrices(report),

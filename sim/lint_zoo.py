@@ -141,6 +141,7 @@ OWN = """## At their own size
 
 As initialized, untrained, with the channels and pixels of the name: here RV4xx, what does not fit, means
 something. Networks that take long to trace on one core are left out: deeper than 56 layers, or of 224 pixels.
+Here `deploys` also asks whether it fits one chip (RV402); `compile` itself takes larger networks.
 
 """
 

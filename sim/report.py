@@ -28,7 +28,7 @@ depends on its kind; `ranvier.sim.report_parts` makes sections from graphs, prog
                "labels"?: [str, str]}
     cores      {"chip", "n_cores", "limit", "cores": [{"use": {population: share}, "help"?}], "resources":
                [{"name", "used", "limit"}]}
-    bars       {"unit", "groups": [{"name", "bars": [{"name", "value", "text"?, "help"?, "basis"?}]}]}
+    bars       {"unit", "groups": [{"name", "note"?, "bars": [{"name", "value", "text"?, "help"?, "basis"?}]}]}
     lines      {"x": [str], "x_label"?, "y_label"?, "series": [{"name", "values": [float | None]}], "lo"?, "hi"?,
                "format"?}
     matrix     {"rows": [str], "columns": [str], "values": [[int]], "row_label"?, "column_label"?}

@@ -174,6 +174,8 @@ def weight_histograms(
         span = float(max(np.abs(weight).max(initial=0), np.abs(back).max(initial=0))) or 1.0
         edges = np.linspace(-span, span, bins + 1)
         used = weight != 0
+        if np.unique(weight[used]).size < 2:
+            continue  # a shortcut's ones: nothing to see
         error = float(np.sqrt(np.mean((weight - back) ** 2))) / (float(weight.std()) or 1.0)
         drawn.append({
             "name": p.name, "edges": [float(e) for e in edges],
@@ -209,26 +211,28 @@ def chip_sections(program: Program, ledger: Ledger | None) -> list[Section]:
     if ledger is not None:
         told = {name: energy(ledger, name) for name in MODELS}
         bars = {name: {k: v / 1000 for k, v in e.parts_pj.items()} for name, e in told.items()}
-        found.append(energy_bars(bars, note=boundaries()))
+        found.append(energy_bars(bars, notes=boundaries()))
     return found
 
 
-def boundaries() -> str:
-    """What each energy model counts and leaves out, and its source."""
+def boundaries() -> dict[str, str]:
+    """Energy model -> what it counts and leaves out, and its source."""
     from ranvier.sim.energy_models import MODELS
 
-    return " ".join(f"{n}: {m.boundary}. Source: {m.source}." for n, m in MODELS.items())
+    return {n: f"Boundary: {m.boundary}. Source: {m.source}." for n, m in MODELS.items()}
 
 
 def energy_bars(
     models: Mapping[str, Mapping[str, float]], unit: str = "nJ", title: str = "Energy a sample",
-    note: str = "", basis: str = "modelled",
+    note: str = "", basis: str = "modelled", notes: Mapping[str, str] | None = None,
 ) -> Section:  # fmt: skip
-    """Bars: {group: {bar: value}}; the note should say what each model counts and leaves out."""
+    """Bars: {group: {bar: value}}; notes say of each group what it counts and leaves out."""
+    said = notes or {}
     groups = [
-        {"name": g, "bars": [{"name": b, "value": float(v)} for b, v in bars.items()]}
+        {"name": g, "note": said.get(g, ""),
+         "bars": [{"name": b, "value": float(v)} for b, v in bars.items()]}
         for g, bars in models.items()
-    ]
+    ]  # fmt: skip
     return {
         "kind": "bars",
         "title": title,

@@ -210,8 +210,9 @@ def bars(section: Section) -> str:
                 f'<span class="track"><i class="c{i % N_COLOURS}" style="width:{width:.2f}%"></i></span>'
                 f'<span class="value">{escape(str(text))}</span></div>'
             )
+        note = f'<p class="note">{escape(str(group["note"]))}</p>' if group.get("note") else ""
         drawn.append(
-            f"<div class='group'><h3>{escape(str(group['name']))}</h3>{''.join(rows)}</div>"
+            f"<div class='group'><h3>{escape(str(group['name']))}</h3>{note}{''.join(rows)}</div>"
         )
     return "".join(drawn)
 
@@ -248,7 +249,8 @@ def lines(section: Section) -> str:
         f"{escape(str(n))}</text>"
         for i, n in enumerate(x)
     ]
-    curves = [_curve(s, k, x, at, spec) for k, s in enumerate(series)]
+    over = sorted(enumerate(series), key=lambda pair: pair[0] % 2)  # dashes lie over whole lines
+    curves = [_curve(s, k, x, at, spec) for k, s in over]
     below = high + 26 + (5 * longest // 2 + 16 if turn else 22)
     names.append(
         f'<text class="axis" x="{left + width / 2:.0f}" y="{below}" text-anchor="middle">'

@@ -19,6 +19,7 @@ from ranvier.sim.study_run import run_one
 from ranvier.sim.study_setup import Setup, make_setup, parts_of
 from ranvier.train.errors import RangeError, RanvierError
 from ranvier.train.files import write_text
+from ranvier.train.memory import keep_freed_memory
 
 VARIANTS = ("vanilla", "sew", "sew-and", "sew-iand", "ms", "ms-conv", "or")
 Run: TypeAlias = "dict[str, Any]"
@@ -191,9 +192,12 @@ def _each(
     yield from there.items()
     for n, (job, run) in enumerate(_running(setup, todo, out, resume, processes), len(there) + 1):
         if not isinstance(run, RanvierError):
-            accuracy = ", ".join(f"{k} {100 * v:.2f}" for k, v in run["accuracy"].items())
+            float_, chip = (f"{100 * run['accuracy'][k]:.2f} %" for k in ("float", "chip"))
+            onnx = f"ONNX differs in {run['onnx_differ']} of {run['n_onnx']:,}"
             times = f"training {run['train_s']:.0f} s, measuring {run['measure_s']:.0f} s"
-            say(f"{n}/{len(jobs)} {job[0]} seed {job[1]}: {accuracy} ({times})")
+            say(
+                f"{n}/{len(jobs)} {job[0]} seed {job[1]}: float {float_}, chip {chip}, {onnx} ({times})"
+            )
         yield job, run
 
 
@@ -204,7 +208,7 @@ def _running(
         for job in todo:
             yield job, work(setup, job, out, resume, 0)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), keep_freed_memory) as pool:
         waiting = {pool.submit(work, setup, job, out, resume, 1): job for job in todo}
         for done in as_completed(waiting):
             yield waiting[done], done.result()

@@ -221,9 +221,9 @@ def _energy(study: Study) -> list[parts.Section]:
     known = {m: {k: v for k, v in b.items() if v is not None} for m, b in bars.items()}
     note = (
         "The same counts by each model's constants. None is a measurement; boundaries differ, so that "
-        f"only bars of one model compare. {parts.boundaries()}"
+        "only bars of one model compare."
     )
-    return [parts.energy_bars(known, note=note)]
+    return [parts.energy_bars(known, note=note, notes=parts.boundaries())]
 
 
 def _gradients(study: Study) -> list[parts.Section]:

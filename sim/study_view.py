@@ -85,7 +85,7 @@ def row(variant: str, runs: Sequence[Run]) -> dict[str, Any]:
         "latency",
     ):
         made[key] = mean([chosen(r).get(key) for r in runs])
-    made["mapping"] = mapping_name(variant, first["chosen"])
+    made["mapping"] = "/".join(dict.fromkeys(mapping_name(variant, r["chosen"]) for r in runs))
     made["ssim"] = mean([mean(list(r["pattern_ssim"].values())) for r in runs])
     made["pruned"], made["branches"], made["identical"] = pruned(runs)
     made["energy_nj"] = {
@@ -118,6 +118,13 @@ def _cell(row: Mapping[str, Any], key: str, kind: str) -> str:
     if kind == "f":
         return f"{value:.2f}"
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def markdown_table(study: Study) -> str:
+    """The verdict table in Markdown."""
+    lines = [[head for _, head, _ in TEXT], ["---"] * len(TEXT)]
+    lines += [[_cell(r, key, kind) for key, _, kind in TEXT] for r in study.rows()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def text_table(study: Study) -> str:

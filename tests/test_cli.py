@@ -100,6 +100,19 @@ def test_compare_holds_the_engines_against_each_other(
     assert run_app([*argv, "--max-drop", "-200"]) == 1
 
 
+def test_lint_prints_a_table_json_and_sarif(run_folder: Path, capsys) -> None:
+    run = str(run_folder)
+    capsys.readouterr()
+    assert run_app(["lint", run, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "RV201" in {f["code"] for f in found}
+    assert run_app(["lint", run, "--sarif"]) == 0
+    sarif = json.loads(capsys.readouterr().out)
+    assert [r["ruleId"] for r in sarif["runs"][0]["results"]] == [f["code"] for f in found]
+    assert run_app(["lint", "--all", "--pattern", "mlp", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["deploys"] == "yes"
+
+
 def lines(capsys) -> list[str]:
     return capsys.readouterr().err.strip().splitlines()
 
@@ -116,6 +129,12 @@ def lines(capsys) -> list[str]:
         (["place", "{junk}", "--chip", "loihi9"], "it is no HDF5"),
         (["bench", "--suite", "none"], "suite 'none' is none of sim, train"),
         (["run"], "Missing argument"),
+        (["lint"], "give a run folder or a file, or --all"),
+        (["study", "residual", "--seeds", "x"], "seeds 'x' are no whole numbers"),
+        (["study", "residual", "--recipe", "digitz"], "there is no recipe 'digitz'"),
+        (["study", "residual", "-s", "lrr=1"], "did you mean 'lr'"),
+        (["study", "residual", "--stored", "--runs", "x"], "exclude each other"),
+        (["study", "depth", "--depths", "21"], "depth 21 is none of 8"),
         (["fly"], "No such command 'fly'"),
     ],
 )
