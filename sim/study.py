@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ranvier.sim.published import Published, published_figures
 from ranvier.sim.study_run import run_one
 from ranvier.sim.study_setup import Setup, make_setup, parts_of
 from ranvier.train.errors import RangeError, RanvierError
@@ -35,6 +36,7 @@ class Study:
     measures  variant -> identity at initialisation, gradient norms
     wall_s    seconds that this call took; runs taken from disk cost nothing
     failed    run -> why it did not come through
+    published figures of other tables, counted again here
     """
 
     setup: Setup
@@ -43,6 +45,7 @@ class Study:
     wall_s: float = 0.0
     meta: Mapping[str, Any] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    published: Sequence[Published] = ()
 
     @property
     def variants(self) -> list[str]:
@@ -127,7 +130,7 @@ def study_residual(
     settings   "key=value" over the recipe's, as `ranvier train -s`
     model, epochs    instead of the recipe's; another model has its own options
     processes  runs at a time, each on one thread where there are several
-    measures   also identity at initialisation and gradient norms over depth
+    measures   also identity at initialisation, gradient norms over depth, and published figures
     setup      further fields of `study_setup.Setup`: weights, steps, options, train, weight_bits, limit ...
     A run that fails is left out, and named in `failed`.
     Raises RangeError for an unknown join or field, FormatError for an unknown recipe or setting; what
@@ -142,6 +145,7 @@ def study_residual(
         raise RangeError("study: at least one join and one seed are needed")
     jobs = [(v, s) for s in numbers for v in joins]
     found = _measures(joins) if measures else {}
+    figures = published_figures() if measures else ()
     tell, place = say or (lambda text: None), Path(out)
     runs: dict[Job, Run] = {}
     failed: dict[str, RanvierError] = {}
@@ -149,7 +153,9 @@ def study_residual(
     def study() -> Study:
         told = {k: " ".join(str(e).split()) for k, e in failed.items()}
         done = [runs[j] for j in sorted(runs, key=jobs.index)]
-        return Study(made, done, found, time.perf_counter() - begin, dict(meta or {}), told)
+        return Study(
+            made, done, found, time.perf_counter() - begin, dict(meta or {}), told, figures
+        )
 
     for job, run in _each(made, jobs, place, resume, remeasure, processes, tell):
         if isinstance(run, RanvierError):

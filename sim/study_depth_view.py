@@ -31,7 +31,6 @@ def rows(study: DepthStudy) -> list[dict[str, Any]]:
             if measured:
                 made["slope"] = measured["gradient"]["plain"]["slope"]
                 made["slope_zero"] = measured["gradient"]["zero"]["slope"]
-                made["identity"] = measured["identity"]["default"]
                 made["identity_zero"] = measured["identity"]["zero"]
             found.append(made)
     order = {v: i for i, v in enumerate(dict.fromkeys(r["variant"] for r in found))}
@@ -48,7 +47,7 @@ def _number(value: float | None, spec: str) -> str:
 
 def text_table(study: DepthStudy) -> str:
     """The rows in Markdown."""
-    heads = ["join", "layers", "float %", "chip %", "training %", "identity", "identity, zero-init",
+    heads = ["join", "layers", "float %", "chip %", "training %", "identity, zero-init",
              "log gradient a block", "zero-init", "SSIM", "blocks that pass on", "OR branches dropped",
              "spikes / neuron"]  # fmt: skip
     lines = [heads, ["---"] * len(heads)]
@@ -56,7 +55,7 @@ def text_table(study: DepthStudy) -> str:
         lines.append([
             r["variant"], str(r["depth"]), _pm(r, "float"), _pm(r, "chip"),
             _number(r["train_accuracy"] and 100 * r["train_accuracy"], ".2f"),
-            _number(r.get("identity"), ".0%"), _number(r.get("identity_zero"), ".0%"),
+            _number(r.get("identity_zero"), ".0%"),
             _number(r.get("slope"), "+.3f"), _number(r.get("slope_zero"), "+.3f"),
             _number(r["ssim"], ".3f"),
             "–" if r["idle"] is None else f"{r['idle']:.1f} of {r['pairs']:.0f}",
@@ -120,10 +119,9 @@ def _table(study: DepthStudy) -> parts.Section:
         parts.column("float", "float %", basis="measured", align="right"),
         parts.column("chip", "chip %", basis="simulated", align="right"),
         parts.column("train_accuracy", "training split", ".2%", basis="measured"),
-        parts.column("identity", "identity", ".0%", basis="measured",
-                     help="share of its shortcut that the worst untrained block passes on"),
         parts.column("identity_zero", "identity, zero-init", ".0%", basis="measured",
-                     help="the same, last normalization of each branch at zero"),
+                     help="share of its shortcut that the worst untrained block passes on, last normalization "
+                     "of each branch at zero"),
         parts.column("slope", "log gradient a block", "+.3f", basis="measured", help="0: the norm stays"),
         parts.column("slope_zero", "zero-init", "+.3f", basis="measured", help="the same, branches at zero"),
         parts.column("ssim", "SSIM", ".3f", basis="simulated",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ranvier.sim import report_parts as parts
+from ranvier.sim.published import section
 from ranvier.sim.study import Study
 from ranvier.sim.study_run import COUNTED, PRUNED
 from ranvier.sim.study_view import mapping_name, mean
@@ -30,6 +31,7 @@ def report_data(study: Study) -> dict[str, Any]:
         *_gradients(study),
         *_patterns(study),
         _runs(study),
+        *([section(study.published)] if study.published else []),
         *_networks(study),
     ]
     meta = {k: v for k, v in study.meta.items() if k != "command"}
@@ -305,9 +307,9 @@ def _patterns(study: Study) -> list[parts.Section]:
 def _networks(study: Study) -> list[parts.Section]:
     """Each variant's network and cores, first seed, hidden until asked for."""
     return [
-        {**section, "title": f"{variant}: {str(section['title']).lower()}", "folded": "show"}
+        {**drawn, "title": f"{variant}: {str(drawn['title']).lower()}", "folded": "show"}
         for variant in study.variants
-        for section in study.of(variant)[0].get("drawn", ())
+        for drawn in study.of(variant)[0].get("drawn", ())
     ]
 
 
