@@ -25,6 +25,20 @@ def test_the_page_is_up_to_date_in_names_and_verdicts():
     assert page.endswith(catalog.neuron_table())
 
 
+def test_rows_of_small_networks_are_those_of_the_code():
+    """Whole rows, counted again; so a changed layout, source or figure shows."""
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    names = ["cnn", "mlp", "resnet-digits", "resnet8", "dvs-snn"]
+    for line in catalog.model_table(names).splitlines()[2:]:
+        assert f"\n{line}\n" in page, f"regenerate docs/models.md: {line.split(' | ')[0]}"
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_code_prints():
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    assert page == catalog.page()
+
+
 def test_rows_are_counted():
     row = catalog.describe("resnet32")
     assert (row.n_parameters, row.join, row.steps) == (464_154, "vanilla", 4)
