@@ -42,6 +42,11 @@ _RLEAKY = Cell((("spk", "out"), ("mem", "v")), ("out", "v"), recurrent=True)
 _HIDDEN = Cell((), ("out",))
 _RSYNAPTIC = Cell((("spk", "out"), ("syn", "u"), ("mem", "v")), ("out", "u", "v"), recurrent=True)
 
+# Ours that need all time steps at once, and what to take instead.
+_DENSE = "it multiplies all time steps by a dense matrix; a SlidingPSN keeps to a window of them"
+_GUESS = "it guesses resets by a sigmoid over time; a LIF with the same weights resets for real"
+_WHOLE_TIME = {"PSN": _DENSE, "MaskedPSN": _DENSE, "PSU": _GUESS, "IPSU": _GUESS, "RPSU": _GUESS}
+
 
 def cell(module: nn.Module) -> Cell | None:
     """How that neuron is called; None where the class is unknown."""
@@ -79,7 +84,8 @@ def refusal(module: nn.Module) -> str | None:
     m: Any = module
     name = type(module).__name__
     if cell(module) is None:
-        return f"the neuron {name} has no model here; Leaky, Synaptic, RLeaky and Lapicque have"
+        why = _WHOLE_TIME.get(name, "Leaky, Synaptic, RLeaky and Lapicque have")
+        return f"the neuron {name} has no model here; {why}"
     if m.inhibition:
         return (
             f"{name} with inhibition=True lets one neuron of a layer fire; a chip's are independent"
