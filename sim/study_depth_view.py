@@ -120,7 +120,7 @@ def _table(study: DepthStudy) -> parts.Section:
         parts.column("chip", "chip %", basis="simulated", align="right"),
         parts.column("train_accuracy", "training split", ".2%", basis="measured"),
         parts.column("identity_zero", "identity, zero-init", ".0%", basis="measured",
-                     help="share of its shortcut that the worst untrained block passes on, last normalization "
+                     help="share of its shortcut that the worst untrained block passes on, last norm "
                      "of each branch at zero"),
         parts.column("slope", "log gradient a block", "+.3f", basis="measured", help="0: the norm stays"),
         parts.column("slope_zero", "zero-init", "+.3f", basis="measured", help="the same, branches at zero"),
