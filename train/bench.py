@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ranvier.train.devices import lay_out
 from ranvier.train.errors import RanvierError
 from ranvier.train.files import atomic_write
+from ranvier.train.memory import keep_freed_memory
 
 NET, JOIN = "resnet20", "sew"
 STEPS = (4, 8, 16, 32)
@@ -200,6 +201,7 @@ def measure(
 
 def main(quick: bool = False, out: str | os.PathLike[str] | None = None) -> None:
     """Prints a line a row; `out` gets them as CSV."""
+    keep_freed_memory()  # of both sides: they run in this process
     rows = []
     for steps in STEPS[:2] if quick else STEPS:
         row = measure(steps, rounds=3 if quick else ROUNDS)
