@@ -390,3 +390,28 @@ def test_triton_equals_torch(reset, kind):
     right = torch.autograd.grad((b * w).sum(), [x, *neuron.parameters()])
     for one, other in zip(left, right, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# ---- a static image: the same currents at every step
+
+
+def mixed():
+    return LIF(torch.tensor([0.3, 0.5, 0.8]).view(3, 1, 1), v_reset=0.25)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LIF(0.5), lambda: PLIF(0.5), lambda: CUBA(0.3, 0.5), mixed]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_expanded_currents_give_what_repeated_ones_give(make, layout):
+    neuron = make().double()
+    x = drive(3, (2, 3, 4, 4)).detach().to(memory_format=layout).requires_grad_()
+    still = at_once(neuron, x.unsqueeze(0).expand(5, *x.shape))
+    repeated = at_once(neuron, x.repeat(5, 1, 1, 1, 1))
+    parameters = [p for p in neuron.parameters() if p.requires_grad]
+    torch.testing.assert_close(still, repeated, rtol=0, atol=0)
+    assert 0 < still.mean() < 1
+    for a, b in zip(
+        gradients(still, x, parameters), gradients(repeated, x, parameters), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

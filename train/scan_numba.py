@@ -209,8 +209,6 @@ def backward(
     as_type, p = arrays[0].dtype.type, rule.spike.alpha
     numbers = (as_type(v) for v in (rule.v_reset, p, math.pi / 2 * p))
     flags = (x.shape[0] < g_s.shape[0], *_flags(alpha, beta, theta), learns)
-    kernel = _backward(
-        RESETS.index(rule.reset), rule.spike.code, *flags, _in_parallel(g_s.numel())
-    )
+    kernel = _backward(RESETS.index(rule.reset), rule.spike.code, *flags, _in_parallel(g_s.numel()))
     kernel(*arrays, *numbers, g_x.numpy(), g_beta.numpy(), g_theta.numpy())
     return g_x, g_beta, g_theta
