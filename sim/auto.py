@@ -47,6 +47,7 @@ class Choice:
 def density(message: Any) -> float:
     """The share of a message that is not zero, from the last step of a few samples."""
     part = message[-1, :4].numpy()
+    part = part.view(np.bool_) if part.itemsize == 1 else part  # counted eight at a time
     return float(np.count_nonzero(part)) / max(1, part.size)
 
 

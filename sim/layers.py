@@ -227,7 +227,7 @@ def walk(
     parts = [
         Walk(backend, x[:, i : i + size], record, tallies).run() for i in range(0, batch, size)
     ]
-    counter = Counter(backend.plan.program, steps, batch, backend.plan.fans)
+    counter = Counter(backend.plan.program, steps, batch, backend.plan.tables)
     for name, tally in tallies.items():
         whole = tally.full(steps)
         payload = whole.payload if whole.graded else whole.some.sum(1)

@@ -233,11 +233,18 @@ class Counter:
     """Adds up a Ledger population by population, as an engine produces messages."""
 
     def __init__(
-        self, program: Program, steps: int, n_samples: int, fans: Mapping[str, Fans] | None = None
+        self,
+        program: Program,
+        steps: int,
+        n_samples: int,
+        tables: Mapping[str, FanTable] | None = None,
     ) -> None:
-        """fans  projection name -> `fan_out` in the order of neurons in which counts will come."""
+        """tables  population name -> FanTable in the order of neurons in which counts will come."""
         self.program, self.steps, self.n_samples = program, steps, n_samples
-        self._fans = fans or {p.name: fans_of(p.map) for p in program.projections.values()}
+        self._tables = tables or {
+            p.name: FanTable.of({q.name: fans_of(q.map) for q in program.out_of(p.name)}, p.size)
+            for p in program
+        }
         self._populations: dict[str, dict[str, np.ndarray]] = {}
         self._projections: dict[str, dict[str, np.ndarray]] = {}
         self.neurons: dict[str, np.ndarray] = {}  # name -> messages of each, in the neurons' order
@@ -269,9 +276,22 @@ class Counter:
             "n_graded": (some - plain).sum(1),
             "n_updates": np.full(self.steps, updates, np.int64),
         }
-        for projection in self.program.out_of(name):
-            fans = self._fans[projection.name]
-            self._projections[projection.name] = _through(fans, projection.lag, some, plain)
+        self._through(name, some, plain)
+
+    def _through(self, name: str, some: np.ndarray, plain: np.ndarray) -> None:
+        """What the messages of a population cause in the projections that it feeds."""
+        projections, table = self.program.out_of(name), self._tables[name]
+        if not projections:
+            return
+        events, synops = some.sum(1), table.through(some, self.n_samples)
+        mults = table.through(some - plain, self.n_samples) if plain is not some else synops * 0
+        for i, p in enumerate(projections):
+            self._projections[p.name] = {
+                "n_events": _late(events, p.lag),
+                "n_synops": _late(synops[:, 2 * i], p.lag),
+                "n_synops_zero": _late(synops[:, 2 * i + 1], p.lag),
+                "n_mults": _late(mults[:, 2 * i], p.lag),
+            }
 
     def ledger(self) -> Ledger:
         order = self.program.projections
@@ -296,26 +316,29 @@ def fans_of(linear: LinearMap) -> Fans:
     return _FANS[linear]
 
 
-def _through(fans: Fans, lag: int, some: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
-    used, zero = fans
-    graded = _late(some - plain, lag) if some is not plain else None
-    some = _late(some, lag)
-    return {
-        "n_events": some.sum(1),
-        "n_synops": _dot(some, used),
-        "n_synops_zero": _dot(some, zero),
-        "n_mults": np.zeros(len(some), np.int64) if graded is None else _dot(graded, used),
-    }
+@dataclass(frozen=True, eq=False)
+class FanTable:
+    """The fan-outs of one population's neurons into all that it feeds.
 
+    whole  int64 `[n, 2 k]`: for each of k projections the synapses whose weight is not zero, and
+           those whose weight is
+    """
 
-def _dot(counts: np.ndarray, fan: np.ndarray) -> np.ndarray:
-    """counts `[time, n]` @ fan `[n]`, whole numbers; in float64 where it is exact."""
-    most = int(counts.max(initial=0)) * int(fan.sum())
-    if most == 0:
-        return np.zeros(len(counts), np.int64)
-    if most >= 2**53:
-        return counts @ fan
-    return (counts.astype(np.float64) @ fan.astype(np.float64)).astype(np.int64)
+    whole: np.ndarray
+    floats: np.ndarray  # the same; its products are several times as quick where they are exact
+    most: int  # the largest sum of a column
+
+    @staticmethod
+    def of(fans: Mapping[str, Fans], n: int) -> FanTable:
+        columns = [f for pair in fans.values() for f in pair]
+        whole = np.stack(columns, 1) if columns else np.zeros((n, 0), np.int64)
+        return FanTable(whole, whole.astype(np.float64), int(whole.sum(0).max(initial=0)))
+
+    def through(self, counts: np.ndarray, n_samples: int) -> np.ndarray:
+        """counts `[time, n]`, none above n_samples -> int64 `[time, 2 k]`."""
+        if self.most * n_samples >= 2**53:
+            return counts @ self.whole
+        return (counts.astype(np.float64) @ self.floats).astype(np.int64)
 
 
 def payload_bits(population: Population) -> int:

@@ -12,7 +12,7 @@ from ranvier.deploy.cells import SHIFT, Cell
 from ranvier.deploy.program import Population, Program
 from ranvier.sim import bounds
 from ranvier.sim.layout import Frame, frames, inner, wire
-from ranvier.sim.ledger import Fans, fans_of
+from ranvier.sim.ledger import Fans, FanTable, fans_of
 
 FOLDS = 2**17  # arriving sums below this never make u fold
 RESETS = ("zero", "subtract", "none")
@@ -111,6 +111,16 @@ class Plan:
             frame = self.frames[p.source]
             found[p.name] = (inner(used, frame), inner(zero, frame))
         return found
+
+    @cached_property
+    def tables(self) -> dict[str, FanTable]:
+        """population name -> the fan-outs of its neurons, inner order."""
+        return {
+            p.name: FanTable.of(
+                {q.name: self.fans[q.name] for q in self.program.out_of(p.name)}, p.size
+            )
+            for p in self.populations.values()
+        }
 
     def _wide(self, p: Population) -> bool:
         v_reset = p.cell.v_reset if p.cell is not None else 0
