@@ -76,8 +76,8 @@ def build(case: Case, batch: int = 8) -> tuple[Network, Any]:
     return net.eval(), x
 
 
-def compiled(case: Case) -> tuple[Program, np.ndarray]:
-    """The Program, and one sample as its input population sends it, [time, 1, ...].
+def compiled(case: Case) -> list[tuple[Program, np.ndarray]]:
+    """The Program and one sample as its input population sends it, [time, 1, ...]; or one a stage.
 
     Raises RanvierError where trace or compile refuse the network.
     """
@@ -85,13 +85,25 @@ def compiled(case: Case) -> tuple[Program, np.ndarray]:
     from ranvier.export import trace
 
     net, x = build(case)
+    if case.staged:
+        return _stages(net, x)
     graph = trace(net, x[:2])
     if case.name == "sequential":  # its steps are an image's columns
         columns = x.movedim(3, 0).numpy()
         program = compile(graph, chip=LOIHI2, calibration=columns)
-        return program, program.encode(columns[:, :1], None)
+        return [(program, program.encode(columns[:, :1], None))]
     program = compile(graph, chip=LOIHI2, calibration=x.numpy())
-    return program, program.encode(x[:1].numpy(), None)
+    return [(program, program.encode(x[:1].numpy(), None))]
+
+
+def _stages(net: Any, x: Any) -> list[tuple[Program, np.ndarray]]:
+    """Each stage's Program and what the host gives it after the reference ran the one before."""
+    from ranvier.deploy.staged import compile_staged
+    from ranvier.sim.staged import run_staged
+
+    staged = compile_staged(net, x.numpy())
+    inputs = run_staged(staged, x[:1].numpy(), "reference").inputs
+    return [(p, p.encode(given, None)) for p, given in zip(staged.programs, inputs, strict=True)]
 
 
 def check_all(chosen: Sequence[Case], lava: bool, folder: Path | None) -> list[Outcome]:
@@ -138,13 +150,13 @@ def check(
     for case in chosen:
         say(case.title)
         try:
-            program, x = compiled(case)
+            programs = compiled(case)
         except RanvierError as error:
             outcomes.append(Outcome(case, refusal=" ".join(str(error).split())))
             continue
-        outcome, reference = _on_engines(case, program, x)
-        kept.append((len(outcomes), program, x, reference))
-        outcomes.append(outcome)
+        references = [_run(program, x, "reference") for program, x in programs]
+        kept += [(len(outcomes), *pair, r) for pair, r in zip(programs, references, strict=True)]
+        outcomes.append(_on_engines(case, programs, references))
     if lava and kept:
         _on_lava(outcomes, kept)
     return outcomes
@@ -154,15 +166,32 @@ def _run(program: Program, x: np.ndarray, engine: str) -> Result:
     return engines()[engine](program, x, STATES)
 
 
-def _on_engines(case: Case, program: Program, x: np.ndarray) -> tuple[Outcome, Result]:
-    reference = _run(program, x, "reference")
-    found = {engine: n_different(reference, _run(program, x, engine)) for engine in ENGINES}
-    sent = [reference.trace[n].spikes for n in program.populations if n != program.input.name]
-    n_spikes = sum(int(np.count_nonzero(s)) for s in sent if s is not None)
+def _on_engines(
+    case: Case, programs: Sequence[tuple[Program, np.ndarray]], references: Sequence[Result]
+) -> Outcome:
+    mismatches, n_values = {}, 0
+    for engine in ENGINES:
+        found = [
+            n_different(r, _run(*pair, engine))
+            for pair, r in zip(programs, references, strict=True)
+        ]
+        mismatches[engine] = sum(different for _, different in found)
+        n_values = max(n_values, sum(n for n, _ in found))
     return Outcome(
-        case, "", len(program.populations), _n_synapses(program), program.latency, len(x),
-        n_spikes, max(n for n, _ in found.values()), {e: d for e, (_, d) in found.items()},
-    ), reference  # fmt: skip
+        case,
+        n_populations=sum(len(p.populations) for p, _ in programs),
+        n_synapses=sum(_n_synapses(p) for p, _ in programs),
+        latency=sum(p.latency for p, _ in programs),
+        steps=len(programs[0][1]),
+        n_spikes=sum(_n_spikes(p, r) for (p, _), r in zip(programs, references, strict=True)),
+        n_values=n_values,
+        mismatches=mismatches,
+    )
+
+
+def _n_spikes(program: Program, result: Result) -> int:
+    sent = [result.trace[n].spikes for n in program.populations if n != program.input.name]
+    return sum(int(np.count_nonzero(s)) for s in sent if s is not None)
 
 
 def _n_synapses(program: Program) -> int:
@@ -176,9 +205,12 @@ def _on_lava(
 
     jobs = [(program, x) for _, program, x, _ in kept]
     runs = run_all_on_lava(jobs, STATES, timeout_s=LAVA_S)
+    found: dict[int, list[tuple[int, int]]] = {}
     for (i, _, _, reference), lava in zip(kept, runs, strict=True):
-        n, different = n_different(reference, lava)
-        mismatches = {**(outcomes[i].mismatches or {}), "lava": different}
+        found.setdefault(i, []).append(n_different(reference, lava))
+    for i, counts in found.items():
+        mismatches = {**(outcomes[i].mismatches or {}), "lava": sum(d for _, d in counts)}
+        n = sum(n for n, _ in counts)
         outcomes[i] = replace(outcomes[i], n_values=n, mismatches=mismatches)
 
 

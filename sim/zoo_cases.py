@@ -14,18 +14,29 @@ JOINS = ("vanilla", "sew", "sew-and", "sew-iand", "ms", "or")
 
 @dataclass(frozen=True)
 class Case:
-    """name: of list_models(); options: of create_model; size: what was made smaller, in words."""
+    """A network of the page.
+
+    name     of list_models()
+    options  of create_model
+    size     what was made smaller, in words
+    staged   a program a stage, the host in between (`ranvier.deploy.staged`)
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     size: str = ""
+    staged: bool = False
+
+    def __repr__(self) -> str:
+        """What decides the outcome, for kept files."""
+        return f"Case({self.title!r}, {self.options!r}, {self.size!r})"
 
     @property
     def title(self) -> str:
         """The name with the options that are not about size."""
         own = {k: v for k, v in self.options.items() if k not in _SIZES}
         words = [str(v) if k in ("join", "neuron") else f"{k}={v!r}" for k, v in own.items()]
-        return " ".join([self.name, *words])
+        return " ".join([self.name, *words, *(["by stages"] if self.staged else [])])
 
 
 _SIZES = ("image_size", "widths", "layers", "blocks", "rows", "steps", "hidden", "channels",
@@ -114,7 +125,8 @@ def _others() -> list[Case]:
         Case("syna-resnet18", {**syna, "attention": ""}, "4 channels, 16x16"),
         Case("syna-resnet18-dvs", {**syna, "attention": ""}, "4 channels, 16x16"),
         Case("syna-resnet18", syna, "4 channels, 16x16"),
-        Case("ssnn-vgg9", units, "two stages of 8"), Case("ssnn-resnet", stages, "two stages of 8"),
+        *(Case(n, o, "two stages of 8", staged)
+          for n, o in (("ssnn-vgg9", units), ("ssnn-resnet", stages)) for staged in (True, False)),
         Case("dvs-snn", pair, two), Case("dvs-cnn", pair, two),
         Case("sequential", columns, "8 channels, 8x8"),
         Case("sequential", {"neuron": "lif", **columns}, "8 channels, 8x8"),
