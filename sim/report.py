@@ -63,7 +63,9 @@ def render(data: Mapping[str, Any]) -> str:
     sections = data["sections"]
     parts = [_section(i, s) for i, s in enumerate(sections)]
     links = "".join(
-        f'<a href="#s{i}">{escape(str(s["title"]))}</a>' for i, s in enumerate(sections)
+        f'<a href="#s{i}">{escape(str(s["title"]))}</a>'
+        for i, s in enumerate(sections)
+        if not s.get("folded")
     )
     summary = "".join(f"<p>{escape(str(p))}</p>" for p in data.get("summary", ()))
     return PAGE.format(

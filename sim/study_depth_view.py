@@ -8,7 +8,7 @@ import numpy as np
 
 from ranvier.sim import report_parts as parts
 from ranvier.sim.study_depth import DepthStudy
-from ranvier.sim.study_page import log10
+from ranvier.sim.study_page import count, log10
 from ranvier.sim.study_view import mean, pruned, row
 
 IDLE = 0.999  # SSIM beyond which a block passes on what came
@@ -24,7 +24,7 @@ def rows(study: DepthStudy) -> list[dict[str, Any]]:
             values = [list(r["pattern_ssim"].values()) for r in runs]
             made["ssim"] = mean([mean(v) for v in values])
             made["pairs"] = mean([len(v) for v in values])
-            made["idle"] = mean([sum(s > IDLE for s in v) for v in values])
+            made["idle"] = mean([sum(s > IDLE for s in v) for v in values if v])
             made["pruned"], made["branches"], made["identical"] = pruned(runs)
             made["train_accuracy"] = mean([r["train"].get("train_accuracy") for r in runs])
             measured = study.measures.get((variant, depth))
@@ -68,14 +68,14 @@ def text_table(study: DepthStudy) -> str:
 def report_data(study: DepthStudy) -> dict[str, Any]:
     """The study for `ranvier.sim.report.render`."""
     some = next(iter(study.studies.values()))
-    setup, seeds = some.setup, sorted({r["seed"] for r in some.runs})
     runs = [r for s in study.studies.values() for r in s.runs]
+    setup, seeds = some.setup, sorted({r["seed"] for r in runs})
     meta = {k: v for k, v in study.meta.items() if k != "command"}
     key = {k: v for k, v in setup.key().items() if k != "model"}
     return {
         "title": "Does depth help, or does it degrade?",
         "subtitle": f"ResNets of {', '.join(map(str, study.studies))} layers on {setup.dataset}, "
-        f"{setup.steps} steps, {len(seeds)} seeds, {setup.weight_bits}-bit weights",
+        f"{setup.steps} steps, {count(len(seeds), 'seed')}, {setup.weight_bits}-bit weights",
         "summary": summary(study),
         "sections": [_table(study), *_accuracy(study), *_gradients(study)],
         "provenance": parts.provenance(

@@ -37,7 +37,7 @@ def report_data(study: Study) -> dict[str, Any]:
     meta = {k: v for k, v in study.meta.items() if k != "command"}
     return {
         "title": "Which residual connection survives the chip?",
-        "subtitle": f"{s.model} on {s.dataset}: {n:,} test samples, {s.steps} steps, {len(seeds)} seeds, "
+        "subtitle": f"{s.model} on {s.dataset}: {n:,} test samples, {s.steps} steps, {count(len(seeds), 'seed')}, "
         f"{s.weight_bits}-bit weights",
         "summary": summary(study),
         "sections": sections,
@@ -75,6 +75,15 @@ def summary(study: Study) -> list[str]:
             f"{most['variant']} with {most['synops']:,.0f}."
         )
     return told
+
+
+def count(n: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "seed"), count(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _pm(row: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -235,7 +244,7 @@ def _gradients(study: Study) -> list[parts.Section]:
     for join, found in study.measures.items():
         plain, zero = found["gradient"]["plain"], found["gradient"]["zero"]
         rows.append({
-            "join": join, "identity": found["identity"], "slope": plain["slope"],
+            "join": join, "identity": found["identity"], "slope": _slope(plain),
             "most": _log(plain["max_abs_log"]), "zero": _log(zero["max_abs_log"]),
         })  # fmt: skip
     columns = [
@@ -265,6 +274,12 @@ def _gradients(study: Study) -> list[parts.Section]:
 def _log(x: float) -> dict[str, Any]:
     """The largest |log ratio| of gradient norms, where there is a gradient at all."""
     return {"value": x, "text": "no gradient" if x > VANISHED else f"{x:.2f}"}
+
+
+def _slope(found: Mapping[str, float]) -> Any:
+    """log gradient a block, where there is a gradient at all."""
+    gone = found["max_abs_log"] > VANISHED
+    return {"value": None, "text": "no gradient"} if gone else found["slope"]
 
 
 def log10(x: float) -> float | None:
