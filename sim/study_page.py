@@ -37,8 +37,8 @@ def report_data(study: Study) -> dict[str, Any]:
     meta = {k: v for k, v in study.meta.items() if k != "command"}
     return {
         "title": "Which residual connection survives the chip?",
-        "subtitle": f"{s.model} on {s.dataset}: {n:,} test samples, {s.steps} steps, {count(len(seeds), 'seed')}, "
-        f"{s.weight_bits}-bit weights",
+        "subtitle": f"{s.model} on {s.dataset}: {n:,} test samples, {s.steps} steps, "
+        f"{count(len(seeds), 'seed')}, {s.weight_bits}-bit weights",
         "summary": summary(study),
         "sections": sections,
         "provenance": parts.provenance(
