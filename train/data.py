@@ -23,6 +23,7 @@ from ranvier.train.errors import DataError, RangeError, UnsupportedError
 IMAGE_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 EVENT_SETS = ("nmnist", "dvs_gesture", "cifar10_dvs", "dvs128_gesture", "ncaltech101", "shd")
 SEQUENCE_SETS = ("ecg",)
+FOLDER_SETS = ("imagenet",)  # and every other folder laid out like it
 SPLITS = ("train", "test", "all")
 IGNORE = -1  # label of a step that counts neither in the loss nor in the accuracy
 
@@ -99,7 +100,8 @@ def load_dataset(
 
     name      digits (always there), mnist, fashion_mnist, cifar10, cifar100; nmnist, dvs_gesture,
               ecg;
-              cifar10_dvs, dvs128_gesture, ncaltech101, shd (through tonic)
+              cifar10_dvs, dvs128_gesture, ncaltech101, shd (through tonic); imagenet, or the name
+              of any folder <name>/{train,val}/<class>/<image>, decoded batch by batch
     data_dir  folder with the data; None: the environment variable RANVIER_DATA
     split     train, test or all
     steps     time bins of an event set (default 8); steps of a spike encoding
@@ -119,9 +121,12 @@ def load_dataset(
     """
     from ranvier.train.encode import encode
 
-    _check(name, split, limit)
     folder = data_folder(data_dir)
-    if name in IMAGE_SETS:
+    is_folder_set = name in FOLDER_SETS or _is_folder(name, folder)
+    _check(name, split, limit, is_folder_set)
+    if is_folder_set:
+        data = _folder_images(name, folder, split, size, encoding)
+    elif name in IMAGE_SETS:
         data = _images(name, folder, split, size, download)
     else:
         from ranvier.train.data_events import load_events
@@ -138,14 +143,37 @@ def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path | None:
     return Path(found).expanduser() if found else None
 
 
-def _check(name: str, split: str, limit: int | None) -> None:
-    known = IMAGE_SETS + EVENT_SETS + SEQUENCE_SETS
-    if name not in known:
-        raise DataError(f"data: there is no set '{name}'; known sets: {', '.join(known)}")
+def _check(name: str, split: str, limit: int | None, is_folder_set: bool) -> None:
+    known = IMAGE_SETS + EVENT_SETS + SEQUENCE_SETS + FOLDER_SETS
+    if name not in known and not is_folder_set:
+        raise DataError(
+            f"data: there is no set '{name}'; known sets: {', '.join(known)}, or a folder of that"
+            " name with train/<class>/<image> in it"
+        )
     if split not in SPLITS:
         raise DataError(f"data: there is no split '{split}'; a set has {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise RangeError(f"data: limit is {limit}; give 1 or more, or leave it out")
+
+
+def _is_folder(name: str, folder: Path | None) -> bool:
+    from ranvier.train.data_folder import is_folder
+
+    known = IMAGE_SETS + EVENT_SETS + SEQUENCE_SETS
+    return name not in known and is_folder(name, folder)
+
+
+def _folder_images(
+    name: str, folder: Path | None, split: str, size: int | None, encoding: str
+) -> Dataset:
+    from ranvier.train.data_folder import load_folder
+
+    if encoding != "direct":
+        raise UnsupportedError(
+            f"data: '{name}' is decoded batch by batch and takes encoding='direct' only, not"
+            f" '{encoding}'"
+        )
+    return load_folder(name, folder, split, size)
 
 
 def missing(name: str, folder: Path | None, wanted: Sequence[str], how: str) -> DataError:
