@@ -46,7 +46,10 @@ def lay_out(net: nn.Module, channels_last: bool = True) -> nn.Module:
     No value changes. Convolutions, normalizations and scans follow the weights' layout and are
     fastest so: they need not reorder what passes between them.
     """
-    return net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    to: Any = net.to  # its stubs forget this argument
+    to(memory_format=layout)
+    return net
 
 
 def part_of_batch(n: int, rank: int, world: int) -> tuple[slice, float]:
