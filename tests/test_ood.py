@@ -30,7 +30,15 @@ from ranvier.train.ood import (
     split_penalty,
     train_ood,
 )
-from ranvier.train.ood_study import grid, main, parse_gap, published_row, run_grid
+from ranvier.train.ood_study import (
+    color_line,
+    grid,
+    main,
+    parse_gap,
+    published_row,
+    run_grid,
+    shape_table,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +211,15 @@ def test_reports_of_a_grid(tmp_path, data_file):
     table = (tmp_path / "table.md").read_text().splitlines()
     assert len({line.count("|") for line in table}) == 1
     assert json.loads((tmp_path / "ood.json").read_text())["n_runs"] == len(found) == 4
+
+
+def test_the_color_line_joins_guessing_and_color_alone():
+    for flips in ((0.1, 0.2), (0.0, 0.3)):
+        assert color_line(flips, 0.5) == 0.5
+        assert color_line(flips, 0.85) == pytest.approx(0.1)
+    row = {"env1": 0.75, "env2": 0.75, "test": 0.75, "validation": 0.75}  # shape alone
+    record = {"gap": "10-20", "method": "erm", "result": {"history": [row]}}
+    assert "| 10/20 | erm | 1 | +53.6 | +53.6 | 75.0 |" in shape_table([record])
 
 
 def test_what_does_not_concern_a_method_does_not_tell_its_runs_apart():

@@ -3,7 +3,7 @@
     python -m ranvier.train.ood --out runs/ood
 
 A finished run lies in <out>/<name>.json with its settings and curves; the command takes up there
-where it was cut off. ood.json, table.md, curves.csv and curves.html are written after every run.
+where it was cut off. ood.json, table.md, shape.md, curves.csv and curves.html are written after every run.
 """
 
 from __future__ import annotations
@@ -195,12 +195,13 @@ def _result(record: dict[str, Any]) -> OodResult:
 
 
 def write_reports(records: Sequence[dict[str, Any]], folder: Path) -> None:
-    """ood.json, table.md, curves.csv and curves.html of the records."""
+    """ood.json, table.md, shape.md, curves.csv and curves.html of the records."""
     from ranvier.train.ood_picture import page
 
     rows = table(records)
     write_text(folder / "ood.json", json.dumps({"rows": rows, "n_runs": len(records)}, indent=1))
     write_text(folder / "table.md", markdown(rows))
+    write_text(folder / "shape.md", shape_table(records))
     write_text(folder / "curves.csv", curves_csv(records))
     write_text(folder / "curves.html", page(records))
 
@@ -220,6 +221,35 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         gap = row["gap"].replace("-", "/")
         begin = [gap, row["method"], row["selection"], str(row["n_seeds"])]
         lines.append("| " + " | ".join([*begin, *cells, published]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def color_line(flips: Sequence[float], train: float) -> float:
+    """Test accuracy of who answers by color in some cases and guesses in the others.
+
+    train  its mean training accuracy; 0.5 gives 0.5, that of color alone TEST_FLIP's complement
+    """
+    by_color = 1 - sum(flips) / len(flips)
+    return 0.5 + (train - 0.5) * (0.5 - TEST_FLIP) / (by_color - 0.5)
+
+
+def shape_table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: how far the epochs of each method lie above the color line, in points."""
+    lines = [
+        "| flips | method | epochs | test above the color line, mean | at most | validation at most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for gap, method in dict.fromkeys((r["gap"], r["method"]) for r in records):
+        rows = [row for r in records if (r["gap"], r["method"]) == (gap, method)
+                for row in r["result"]["history"]]  # fmt: skip
+        flips = parse_gap(gap)
+        above = [100 * (row["test"] - color_line(flips, (row["env1"] + row["env2"]) / 2))
+                 for row in rows]  # fmt: skip
+        best = 100 * max(row["validation"] for row in rows)
+        lines.append(
+            f"| {gap.replace('-', '/')} | {method} | {len(rows)} |"
+            f" {sum(above) / len(above):+.1f} | {max(above):+.1f} | {best:.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -258,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     rows = table(records)
     print(json.dumps(rows, indent=1) if options.json else markdown(rows))
+    if not options.json:
+        print(shape_table(records))
     return 0
 
 
