@@ -76,16 +76,16 @@ def _resnets() -> list[Case]:
         Case("resnet8", {"join": j, "shortcut": "conv", **_THIN}, "4/8/8 channels, 8x8")
         for j in JOINS
     ]
-    deep = [
-        Case("resnet20", {"join": j, **_THIN}, "4/8/8 channels, 8x8") for j in ("sew", "ms", "or")
+    deep = [Case("resnet20", {"join": j, **_THIN}, "4/8/8 channels, 8x8") for j in ("ms", "or")]
+    more = [
+        Case("resnet", {"join": "or", "blocks": (1, 2, 1), **_THIN}, "4/8/8 channels, 8x8"),
+        Case("resnet14", {"join": "sew", **_THIN}, "4/8/8 channels, 8x8"),
     ]
-    names = (("resnet", (1, 2, 1)), ("resnet14", (2, 2, 2)), ("resnet32", (5, 5, 5)))
-    more = [Case(n, {"join": "or", "blocks": b, **_THIN}, "4/8/8 channels, 8x8") for n, b in names]
+    names = (("resnet32", "or"), ("resnet56", "sew"), ("resnet110", "ms"), ("resnet482", "ms"))
     short = [
-        Case("resnet56", {"join": "ms", **_THIN}, "4/8/8 channels, 8x8"),
-        *(Case(n, {"join": "ms", "blocks": (2, 2, 2), **_THIN}, "4/8/8 channels, 6 blocks, 8x8")
-          for n in ("resnet110", "resnet482")),
-    ]  # fmt: skip
+        Case(n, {"join": j, "blocks": (1, 1, 1), **_THIN}, "one block a stage, 4/8/8 channels, 8x8")
+        for n, j in names
+    ]
     return [*digits, *conv, *deep, *more, *short]
 
 
