@@ -96,11 +96,11 @@ def _beta(a: float, generator: Generator) -> float:
 def _rand_augment(x: Tensor, generator: Generator) -> Tensor:
     try:
         from torchvision.transforms import v2
-    except ImportError:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise UnsupportedError(
-            "train: augment='randaugment' needs torchvision: pip install 'ranvier[vision]', or"
-            " use 'flip-crop'"
-        ) from None
+            f"train: augment='randaugment' needs a torchvision that fits this torch ({error});"
+            " pip install 'ranvier[vision]', or use 'flip-crop'"
+        ) from error
     seed = int(torch.randint(0, 2**31, (), generator=generator))
     transform = v2.RandAugment(num_ops=2, magnitude=9)
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
