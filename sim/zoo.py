@@ -266,12 +266,15 @@ def page(outcomes: Sequence[Outcome]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the page; 1 where a value differs."""
     parser = argparse.ArgumentParser(prog="python -m ranvier.sim.zoo", description=__doc__)
-    parser.add_argument("--pattern", default="*", help="names of networks, as in list_models")
+    parser.add_argument(
+        "--pattern", default="*", help="names, as in list_models; several by commas"
+    )
     parser.add_argument("--no-lava", action="store_true", help="the engines alone")
     parser.add_argument("--keep", type=Path, help="folder of finished networks, to go on from")
     options = parser.parse_args(argv)
-    chosen = [c for c in cases() if fnmatch.fnmatch(c.title, options.pattern)
-              or fnmatch.fnmatch(c.name, options.pattern)]  # fmt: skip
+    patterns = options.pattern.split(",")
+    chosen = [c for c in cases()
+              if any(fnmatch.fnmatch(t, p) for p in patterns for t in (c.title, c.name))]  # fmt: skip
     outcomes = check_all(chosen, not options.no_lava, options.keep)
     print(page(outcomes), end="")
     return int(any(sum((o.mismatches or {}).values()) for o in outcomes))
