@@ -36,6 +36,7 @@ from ranvier.deploy.quantize import (
     mean_shift,
     neuron_cell,
 )
+from ranvier.deploy.rounding import refine
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import LI, CubaLI, CubaLIF, Membrane, Relay, Threshold
 from ranvier.export.nodes import Conv, Delay, Dense, Flatten, Input, Neuron, Node, Scale
@@ -54,9 +55,12 @@ JOINS = {
     "linear+logic": "linear",
     "graded+logic": "graded",
 }
-Thresholds: TypeAlias = Literal["auto", "channel", "population"]
+Thresholds: TypeAlias = Literal["population", "channel"]
+Rounding: TypeAlias = Literal["nearest", "together"]
 CALIBRATION_SAMPLES = 128
 MARGIN_TRIES = 4
+ROUNDED_TOGETHER = 6  # up to so many bits, the weights of a row are rounded together
+ROUNDING_SAMPLES = 16
 ONE_TO_ONE_PAYLOAD = 2**15  # of relays that only pass values on, into sums below 2**17
 WEIGHTED_PAYLOAD = 2**10  # of relays whose value is multiplied by the weights of a convolution
 
@@ -71,7 +75,8 @@ def compile(
     input_bits: int = 8,
     search: bool = True,
     bias_correction: bool = True,
-    thresholds: Thresholds = "auto",
+    thresholds: Thresholds = "population",
+    rounding: Rounding = "nearest",
     like: Program | None = None,
 ) -> Program:
     """The integer Program of a graph.
@@ -85,10 +90,11 @@ def compile(
                  OR, AND and IAND are stock LIFs without memory; logic, alone or as in linear+logic,
                  makes them neurons of our own without a membrane (custom: Loihi 2 microcode)
     input_bits   of an analog input
-    thresholds   channel: each channel of a population has a scale and a threshold of its own, so that
-                 its weights fill their range; population: one for all; auto: channel where a chip's
-                 neurons hold their own parameters (loihi2), population where cores share a few
-                 (loihi1)
+    thresholds   population: one scale and one threshold for each population; channel: each channel has
+                 its own, so that its weights fill their range. Fewer bits gain more from it; which is
+                 better differs from network to network, so measure both
+    rounding     nearest, or together: up to 6 bits the weights of a row are rounded so that their sum
+                 errs little on the calibration data (`ranvier.deploy.rounding`)
     like         a program of the same network whose scales, exponents and joins are kept: what a
                  network was trained for (`ranvier.deploy.qat`); its biases are then not corrected for
                  rounding, since the training already did
@@ -99,10 +105,12 @@ def compile(
     """
     if joins not in JOINS:
         raise RangeError(f"compile: joins '{joins}' is none of {', '.join(JOINS)}")
-    if thresholds not in get_args(Thresholds):
-        raise RangeError(
-            f"compile: thresholds '{thresholds}' is none of {', '.join(get_args(Thresholds))}"
-        )
+    for name, found, known in (
+        ("thresholds", thresholds, get_args(Thresholds)),
+        ("rounding", rounding, get_args(Rounding)),
+    ):
+        if found not in known:
+            raise RangeError(f"compile: {name} '{found}' is none of {', '.join(known)}")
     if not 1 <= weight_bits <= 8 or not 1 <= input_bits <= 16:
         raise RangeError(
             f"compile: weight_bits {weight_bits} (1..8) or input_bits {input_bits} (1..16) is out of range"
@@ -120,14 +128,23 @@ def compile(
         )
     choices = [wanted] if wanted != "auto" else ["linear", "graded"] if chip.graded else ["linear"]
     corrected = bias_correction and like is None
-    by_channel = thresholds == "channel" or (thresholds == "auto" and chip.custom)
     logic = joins.endswith("logic") if like is None else bool(like.meta.get("logic"))
     if logic and not chip.custom:
         raise UnsupportedError(
             f"compile: {chip.name} has one fixed compartment, so joins='{joins}' cannot run; without "
             "'logic' OR, AND and IAND are plain LIFs"
         )
-    options = _Options(chip, weight_bits, input_bits, search, corrected, by_channel, logic, like)
+    options = _Options(
+        chip,
+        weight_bits,
+        input_bits,
+        search,
+        corrected,
+        thresholds == "channel",
+        rounding == "together" and like is None and x is not None,
+        logic,
+        like,
+    )
     lowered = {c: graph.lower(c) for c in choices}
     if len(lowered) == 2 and len(lowered["linear"].populations) == len(
         lowered["graded"].populations
@@ -152,6 +169,7 @@ class _Options:
     search: bool
     bias_correction: bool
     by_channel: bool
+    together: bool
     logic: bool
     like: Program | None = None
 
@@ -198,6 +216,7 @@ class _Compiler:
     def _measure(self, x: np.ndarray | None) -> dict[str, Moments]:
         """What each input and population sends on the calibration data, a mean a channel."""
         names = [n.name for n in self.graph if isinstance(n, (Input, Neuron))]
+        self.series: dict[str, np.ndarray] = {}
         if x is None:
             half = {n: np.full(self.graph.shapes[n][0], 0.5) for n in names}
             return {n: Moments(v, v, v) for n, v in half.items()}
@@ -205,6 +224,7 @@ class _Compiler:
         found = {}
         for name, s in series.items():
             flat = np.asarray(s, np.float64)
+            self.series[name] = np.asarray(s[:, :ROUNDING_SAMPLES], np.float32)
             axes = (0, 1, *range(3, flat.ndim))
             found[name] = Moments(flat.mean(axes), (flat**2).mean(axes), (flat != 0).mean(axes))
         return found
@@ -249,6 +269,7 @@ class _Compiler:
             "weight_bits": o.weight_bits,
             "joins": self.joins,
             "logic": o.logic,
+            "thresholds": "channel" if o.by_channel else "population",
             "calibration_samples": 0 if self.x is None else int(self.x.shape[1]),
             "cost_pj": self.cost(),
             "cost_model": "modelled: Davies 2018 per-event costs on the calibration data, per sample",
@@ -310,6 +331,13 @@ class _Compiler:
             )
         return found
 
+    def _sent(self, i: Incoming) -> np.ndarray:
+        """What a source sent on a part of the calibration data, `[samples, *shape]`, in its units."""
+        held = self.series.get(i.source.name, np.zeros((0, 0)))
+        if i.source.message_scale.size > 1:
+            held = held * np.asarray(i.source.message_scale, np.float32)
+        return held.reshape(-1, *held.shape[2:])
+
     def _emitter(self, name: str) -> tuple[str, int]:
         """(population, lag) behind a Flatten or a Delay."""
         lag = 0
@@ -342,6 +370,10 @@ class _Compiler:
         relay = isinstance(model, Relay)
         logic = logic_scale(model, incoming)
         scaled = logic or self._scale(node, incoming, bias)
+        if self.options.together and not logic:
+            few = [i for i in incoming if i.bits <= ROUNDED_TOGETHER]
+            if few:
+                scaled = refine(incoming, scaled, {i.source.name: self._sent(i) for i in few})
         passes_on = relay and node.name != self.graph.outputs[0].inputs[0]
         if self.options.bias_correction and self.x is not None and not logic and not passes_on:
             bias = bias - mean_shift(incoming, scaled, shape)

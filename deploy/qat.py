@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ranvier.deploy.compiler import Thresholds
     from ranvier.deploy.program import Program
     from ranvier.export.graph import Graph
 
@@ -69,14 +70,22 @@ class FakeQuant:
     bits         weight bits, 1..8
     calibration  real input `[batch, *shape]` or `[time, batch, *shape]`, for the range of the input and
                  the choice of scales; None: uniform values in 0..1
+    thresholds   as `compile` takes them
     Raises RangeError for bits that the chip does not have; what cannot be compiled raises as
     `compile` does.
     """
 
-    def __init__(self, bits: int = 8, calibration: Any = None, chip: Chip = LOIHI2) -> None:
+    def __init__(
+        self,
+        bits: int = 8,
+        calibration: Any = None,
+        chip: Chip = LOIHI2,
+        thresholds: Thresholds = "population",
+    ) -> None:
         if not 1 <= bits <= 8:
             raise RangeError(f"qat: {bits} weight bits; the chip holds 1..8")
         self.bits, self.calibration, self.chip = bits, calibration, chip
+        self.thresholds: Thresholds = thresholds
         self._grids: WeakKeyDictionary[nn.Module, tuple[NetGrid, float]] = WeakKeyDictionary()
 
     @contextmanager
@@ -116,7 +125,7 @@ class FakeQuant:
         norms = sum(float(t.detach().sum()) for t in _norm_tensors(net))
         known = self._grids.get(net)
         if known is None or known[1] != norms:
-            known = (make_grid(net, self.bits, self.sample(net), self.chip), norms)
+            known = (make_grid(net, self.bits, self.sample(net), self.chip, self.thresholds), norms)
             self._grids[net] = known
         return known[0]
 
@@ -155,6 +164,7 @@ def fine_tune(
     *,
     calibration: Any,
     chip: Chip = LOIHI2,
+    thresholds: Thresholds = "population",
     **options: Any,
 ) -> Program:
     """The Program of a network after quantization-aware training, which changes `net` in place.
@@ -168,7 +178,7 @@ def fine_tune(
     from ranvier.export.tracer import trace
     from ranvier.train.loop import fit
 
-    hook = FakeQuant(bits, calibration, chip)
+    hook = FakeQuant(bits, calibration, chip, thresholds)
     fit(net, train, qat=hook, **{**FINE_TUNE, **options})
     net.eval()
     sample = hook.sample(net)
@@ -176,7 +186,13 @@ def fine_tune(
     return compile(graph, chip, sample.numpy(), bits, like=hook.program(net))
 
 
-def make_grid(net: nn.Module, bits: int, sample: torch.Tensor, chip: Chip) -> NetGrid:
+def make_grid(
+    net: nn.Module,
+    bits: int,
+    sample: torch.Tensor,
+    chip: Chip,
+    thresholds: Thresholds = "population",
+) -> NetGrid:
     """The grids of a network as it stands, from its Program."""
     import torch
 
@@ -188,7 +204,7 @@ def make_grid(net: nn.Module, bits: int, sample: torch.Tensor, chip: Chip) -> Ne
         graph = trace(net, sample, verify=False)
     net.train(was_training)
     x = sample.cpu().numpy()
-    program = compile(graph, chip=chip, calibration=x, weight_bits=bits)
+    program = compile(graph, chip, x, bits, thresholds=thresholds)
     lowered = graph.lower(str(program.meta["joins"]))
     modules = dict(net.named_modules())
     layers = {

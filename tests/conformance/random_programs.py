@@ -1,11 +1,16 @@
-"""Random integer Programs that use everything a Program can say, and random input for them."""
+"""Random integer Programs that use everything a Program can say, and random input for them.
+
+Drawn by hypothesis (`programs`), which makes failures small, or from a seed (`random_program`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from ranvier.deploy.align import align
 from ranvier.deploy.cells import Cell
@@ -32,11 +37,39 @@ LOGIC = {"du": 4095, "dv": 4096}  # no memory at all: a gate
 LIMIT = 2**30  # of what may arrive: beyond 32 bits Lava's arithmetic is undefined
 
 
+class Drawn:
+    """What of numpy's Generator a Sketch uses, with hypothesis drawing the numbers.
+
+    Arrays are of one value, which is what they shrink to, or come from a drawn seed.
+    """
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+        self.draw = draw
+
+    def random(self, shape: Any = None) -> Any:
+        if shape is None:
+            return self.draw(st.integers(0, 999)) / 1000
+        return self._seeded(lambda rng: rng.random(shape), lambda: np.full(shape, 0.5))
+
+    def integers(self, low: int, high: int | None = None, shape: Any = None) -> Any:
+        low, high = (0, low) if high is None else (low, high)
+        if shape is None:
+            return self.draw(st.integers(low, high - 1))
+        return self._seeded(
+            lambda rng: rng.integers(low, high, shape),
+            lambda: np.full(shape, self.draw(st.integers(low, high - 1))),
+        )
+
+    def _seeded(self, many: Callable[[np.random.Generator], Any], one: Callable[[], Any]) -> Any:
+        seed = self.draw(st.integers(-1, 2**32 - 1))
+        return one() if seed < 1 else many(np.random.default_rng(seed))
+
+
 @dataclass
 class Sketch:
     """A Program being drawn, population by population; later ones are fed by earlier ones."""
 
-    rng: np.random.Generator
+    rng: np.random.Generator | Drawn
     populations: dict[str, Population] = field(default_factory=dict)
     projections: dict[str, Projection] = field(default_factory=dict)
     features: set[str] = field(default_factory=set)
@@ -334,7 +367,17 @@ def _row(linear: Any) -> int:
 
 def random_program(seed: int) -> tuple[Program, np.ndarray, set[str]]:
     """(an aligned Program, whole-number input `[time, sample, *shape]`, what it makes use of)."""
-    sketch = Sketch(np.random.default_rng(seed))
+    return _built(Sketch(np.random.default_rng(seed)))
+
+
+@st.composite
+def programs(draw: Any) -> tuple[Program, np.ndarray]:
+    """Strategy: (an aligned Program, whole-number input `[time, sample, *shape]`)."""
+    program, x, _ = _built(Sketch(Drawn(draw)))
+    return program, x
+
+
+def _built(sketch: Sketch) -> tuple[Program, np.ndarray, set[str]]:
     image = (sketch.whole(1, 4), sketch.whole(2, 7), sketch.whole(2, 7))
     shape = image if sketch.chance(0.7) else (sketch.whole(1, 12),)
     last = sketch.layer(sketch.input(shape))

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from tests.conformance.random_programs import programs
 
 from ranvier.deploy.lava_compat import available
 from ranvier.deploy.program import Program, Readout
@@ -110,6 +113,28 @@ def _lava(
         return
     for (name, _, _, expected), found in zip(waiting, results, strict=True):
         _compare(tally, name, "lava", found, expected)
+
+
+def drawn(n: int, seed: int) -> list[Job]:
+    """n Programs that hypothesis draws."""
+    found: dict[str, Job] = {}
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=n,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(programs())
+    def collect(case: tuple[Program, np.ndarray]) -> None:
+        program, x = case
+        name = f"drawn-{program.digest()[:12]}"
+        found[name] = (name, program, x)
+
+    collect()
+    return list(found.values())
 
 
 def kept() -> list[Job]:
