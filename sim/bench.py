@@ -32,7 +32,7 @@ ROUNDS = 5
 SLOW_ROUNDS = 2  # of the reference
 BATCH = {"mlp": 512}
 LAVA_STEPS = 16
-LAVA_STEPS_LARGE = 4  # of networks with more weights than LARGE: ten seconds a step
+LAVA_STEPS_LARGE = 3  # of networks with more weights than LARGE: ten seconds a step
 LARGE = 10**7
 QUICK = ("mlp", "vgg9", "resnet20-vanilla")
 

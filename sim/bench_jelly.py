@@ -44,7 +44,11 @@ class Apart:
         except OSError as error:
             self.folder.cleanup()
             raise DataError(f"bench: '{self.python}' cannot be started: {error}") from error
-        self._answer()
+        try:
+            self._answer()
+        except DataError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *args: Any) -> None:
@@ -55,8 +59,11 @@ class Apart:
 
     def __call__(self) -> float:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; the answer below says so
         return float(self._answer())
 
     def _answer(self) -> str:

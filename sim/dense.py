@@ -164,6 +164,29 @@ def conv_by_patches(conv: ConvMap, x: Tensor, weight: Tensor) -> Tensor:
     return out.reshape(n, c_out, rows, cols)
 
 
+MERGED = 100  # messages whose sum a byte holds, and 8-bit products that saturate at 16 bits as well
+
+
+def merged(incoming: Incoming) -> Incoming:
+    """Plain spikes that meet the same map are added before it, since W a + W b = W (a + b)."""
+    alike: dict[Any, list[tuple[Wiring, Any]]] = {}
+    for i, (wiring, message) in enumerate(incoming):
+        p = wiring.projection
+        plain = message.dtype is torch.uint8 and wiring.gather is None
+        key = (id(p.map), p.exponent, len(message)) if plain else i
+        alike.setdefault(key, []).append((wiring, message))
+    found: Incoming = []
+    for parts in alike.values():
+        total = parts[0][1]
+        if 1 < len(parts) <= MERGED:
+            total = parts[0][1] + parts[1][1]
+            for _, message in parts[2:]:
+                total += message
+            parts = parts[:1]
+        found += [(wiring, total if len(parts) == 1 else m) for wiring, m in parts]
+    return found
+
+
 def _one_to_one_last(part: tuple[Wiring, Any]) -> bool:
     """Those can be added to sums that are there already."""
     return isinstance(part[0].projection.map, OneToOne)
@@ -201,7 +224,7 @@ class DenseBackend:
         """The sum of everything that reaches a population, `[1 or steps, batch, n]`."""
         exact = self.plan.arrival[name].float32
         total: Tensor | None = None
-        for wiring, message in sorted(incoming, key=_one_to_one_last):
+        for wiring, message in sorted(merged(incoming), key=_one_to_one_last):
             synapses = self.synapses(wiring)
             if exact and total is not None and synapses.add_to(total, message):
                 continue

@@ -31,10 +31,16 @@ def product(linear: LinearMap, weight: np.ndarray, shift: int, plain: Product) -
     if not fits(linear, weight):
         return None
     try:
-        made = _conv(linear, weight, shift) if isinstance(linear, ConvMap) else _dense(weight, shift)
+        made = (
+            _conv(linear, weight, shift) if isinstance(linear, ConvMap) else _dense(weight, shift)
+        )
         probe = _probe(linear)
         return made if torch.equal(made(probe), plain(probe)) else None
-    except (RuntimeError, AttributeError, TypeError):  # torch's operators here are another version's
+    except (
+        RuntimeError,
+        AttributeError,
+        TypeError,
+    ):  # torch's operators here are another version's
         return None
 
 
@@ -60,7 +66,9 @@ def _probe(linear: LinearMap) -> Tensor:
 def available() -> bool:
     """Whether torch here has the operators."""
     try:
-        return hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()
+        return (
+            hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()
+        )
     except (AttributeError, RuntimeError):
         return False
 

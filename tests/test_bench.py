@@ -7,7 +7,7 @@ import csv
 import numpy as np
 import pytest
 
-from ranvier.sim import bench, bench_nets
+from ranvier.sim import bench, bench_jelly, bench_nets
 from ranvier.sim.bench_float import StepLoop
 from ranvier.sim.runner import run
 from ranvier.train.errors import RangeError, RanvierError
@@ -66,6 +66,62 @@ def test_engines_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "scan_cpu", wrong)
     with pytest.raises(RanvierError, match="dense and the reference differ in 'stem'"):
         bench.agreed(program, x, ["dense"])
+
+
+def test_the_reference_and_trained_nets_have_rows() -> None:
+    """A stored net runs at its own rate; the float loop of a compiled net does the same work."""
+    name = "resnet-digits-vanilla-digits"
+    rows = bench.run_suite(
+        [name], [0.1, 0.2], ["events", "snntorch", "reference"], batch=2, rounds=1
+    )
+    assert [r.side for r in rows] == ["events", "snntorch", "reference"]  # once, not for each rate
+    assert all(0.05 < r.rate < 0.6 and r.rate == rows[0].rate for r in rows)
+    assert rows[2].batch == 1 and 0 < rows[2].synops < rows[0].synops
+    assert all(r.cpu_seconds > 0 for r in rows)
+
+
+def test_the_float_loop_of_a_compiled_net() -> None:
+    """Thresholds and biases of each channel, analog input: rates as on the engines, nearly."""
+    program, x = bench.case("resnet-digits-vanilla-digits", 0.0, 4, 16)
+    want = run(program, x, "dense", ("spikes",))
+    _, rates = StepLoop(program)(program.encode(x))
+    for name, population in program.populations.items():
+        if population.is_input or population.graded or population.size < 64:
+            continue
+        assert abs(rates[name] - np.asarray(want.trace[name].spikes[-1]).mean()) < 0.04, name
+
+
+def test_spikingjelly_that_cannot_start(tmp_path) -> None:
+    from ranvier.train.errors import DataError
+
+    program = small()
+    x = bench_nets.random_spikes(program, 0.1, 1)
+    with pytest.raises(DataError, match="cannot be started"):
+        with bench_jelly.Apart(str(tmp_path / "python"), program, x):
+            pass
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\necho no\n")
+    silent.chmod(0o755)
+    with pytest.raises(DataError, match="needs ranvier and spikingjelly"):
+        with bench_jelly.Apart(str(silent), program, x):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rates", "0.1,lots"], "no list of numbers"),
+        (["--rates", "1.5"], "between 0 and 1"),
+        (["--sides", "abacus", "--nets", "mlp"], "side 'abacus' is none of"),
+        (["--sides", "spikingjelly"], "name the Python"),
+        (["--suite", "train", "--nets", "mlp"], "takes no nets"),
+    ],
+)
+def test_bad_options(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from ranvier.cli.app import run_app
+
+    assert run_app(["bench", *arguments]) == 2
+    assert message in capfd.readouterr().err
 
 
 def test_unknown_names() -> None:
