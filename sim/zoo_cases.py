@@ -40,7 +40,7 @@ class Case:
 
 
 _SIZES = ("image_size", "widths", "layers", "blocks", "rows", "steps", "hidden", "channels",
-          "units", "stage_steps", "in_channels", "num_classes", "threshold", "pool")  # fmt: skip
+          "units", "stage_steps", "strides", "in_channels", "num_classes", "threshold", "pool")  # fmt: skip
 _SMALL = {"image_size": 8, "steps": 3}
 _V9 = (4, 8, 0, 8, 8, 0, 8, 8, 0, 8, 8, 0)
 _V11 = (4, 0, 8, 0, 8, 8, 0, 8, 8, 0, 8, 8, 0)
