@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ranvier.train.networks import Network
 
 ENGINES = ("dense", "events", "auto")
+AT_ONCE = 4  # networks to a start of Lava where finished ones are kept
 LAVA_S = 3600.0  # that a start of Lava may take, on a machine that does other things beside
 
 
@@ -115,11 +116,12 @@ def check_all(chosen: Sequence[Case], lava: bool, folder: Path | None) -> list[O
         return check(chosen, lava)
     kept = {case.title: _read(_path(folder, case), case) for case in chosen}
     todo = [c for c in chosen if _unfinished(kept[c.title], lava)]
-    for outcome in check(todo, lava):
-        kept[outcome.case.title] = outcome
-        values = {k: v for k, v in asdict(outcome).items() if k != "case"}
-        text = json.dumps({"options": repr(outcome.case), **values}, indent=1)
-        write_text(_path(folder, outcome.case), text)
+    for i in range(0, len(todo), AT_ONCE):
+        for outcome in check(todo[i : i + AT_ONCE], lava):
+            kept[outcome.case.title] = outcome
+            values = {k: v for k, v in asdict(outcome).items() if k != "case"}
+            text = json.dumps({"options": repr(outcome.case), **values}, indent=1)
+            write_text(_path(folder, outcome.case), text)
     return [found for case in chosen if (found := kept[case.title]) is not None]
 
 
