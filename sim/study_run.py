@@ -86,7 +86,7 @@ def loaded(setup: Setup, variant: str, seed: int, data: Any) -> tuple[Any, dict[
 def _same(found: dict[str, Any], wanted: dict[str, Any], variant: str) -> None:
     """Raises FormatError naming what differs: a study compares networks that differ in the join alone."""
     for key, value in wanted.items():
-        sides = (found.get(key), value)
+        sides: tuple[Any, ...] = (found.get(key), value)
         if key == "image_size":
             sides = tuple((v, v) if isinstance(v, int) else tuple(v or ()) for v in sides)
         if sides[0] != sides[1]:
