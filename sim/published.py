@@ -54,8 +54,8 @@ class Published:
 
 
 # name, data set, options, FLOPs and parameters as printed (millions), rate, energy (uJ). The 32-layer network
-# is printed as "ResNet-34"; all convolutions of blocks and of vgg16 have biases. MNIST is padded to 32x32. The layout of ghostnet-mlp is
-# not printed: ours is the closest simple one.
+# is printed as "ResNet-34"; the convolutions of its blocks, and those of vgg16, have biases. MNIST is padded
+# to 32x32. The layout of ghostnet-mlp is not printed: ours is the closest simple one.
 ROWS: tuple[tuple[str, str, dict[str, Any], float, float, float | None, float | None], ...] = (
     ("resnet32", "CIFAR-10", {"in_channels": 3, "conv_bias": True}, 72.5, 0.47, None, None),
     ("resnet32", "MNIST", {"in_channels": 1, "conv_bias": True}, 72.2, 0.46, None, None),
