@@ -9,7 +9,7 @@ depth d works on it in Lava's steps k * interval + d + 1 and following (Lava cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ranvier.deploy.cells import Cell, IntParam
 from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Population, Program, Projection
 from ranvier.train.errors import UnsupportedError
 
+MAX_GROUPS = 127
 MAX_DELAY = 62  # 6 bits on the chip, of which lava-dl uses 0..62
 # DelayDense and DelaySparse build all their delayed matrices anew in every step: how many weights
 # in them are still cheap. Beyond, a delay of our own stands in front of a plain matrix.
@@ -248,8 +249,27 @@ def _message_bits(source: Population) -> int:
     return 24 if source.graded else 0
 
 
+def few_groups(conv: ConvMap) -> ConvMap:
+    """The same map in at most MAX_GROUPS groups: several become one, with zeros between them.
+
+    Lava holds the number of groups in 8 bits, and beyond sends zeros without an error.
+    """
+    if conv.groups <= MAX_GROUPS:
+        return conv
+    groups = max(g for g in range(1, MAX_GROUPS + 1) if conv.groups % g == 0)
+    merged = conv.groups // groups
+    c_out, per_group = conv.weight.shape[:2]
+    each = c_out // conv.groups
+    wide = np.zeros((c_out, merged, per_group, *conv.weight.shape[2:]), conv.weight.dtype)
+    rows = np.arange(c_out)
+    wide[rows, rows // each % merged] = conv.weight
+    weight = wide.reshape(c_out, merged * per_group, *conv.weight.shape[2:])
+    return replace(conv, weight=weight, groups=groups)
+
+
 def _conv(conv: ConvMap, exponent: int, message_bits: int) -> dict[str, Any]:
     """Lava's Conv is a true convolution over [x, y]: flipped. It ignores weight_exp: shifted."""
+    conv = few_groups(conv)
     flipped = conv.weight.astype(np.int32)[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << exponent
     return {
         "weight": np.ascontiguousarray(flipped),

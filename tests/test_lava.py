@@ -10,7 +10,7 @@ import pytest
 from ranvier.deploy.align import align
 from ranvier.deploy.cells import Cell
 from ranvier.deploy.lava import describe, expected_seconds, run_lava
-from ranvier.deploy.lava_plan import Stream, by_sign, kept_by_lava, make_plan
+from ranvier.deploy.lava_plan import Stream, by_sign, few_groups, kept_by_lava, make_plan
 from ranvier.deploy.program import (
     ConvMap,
     DenseMap,
@@ -130,6 +130,17 @@ def test_plan_of_weights_keeps_every_weight(rng):
             np.testing.assert_array_equal(kept_by_lava(part, mode, bits), part)
         np.testing.assert_array_equal(sum(part for _, part, _, _ in parts), weight)
     assert (kept_by_lava(odd, "mixed", 8) != odd).any()  # the control: why odd ones need two
+
+
+@pytest.mark.parametrize("groups", [127, 128, 131, 256])
+def test_many_groups_become_few(rng, groups):
+    weight = even(rng, 2 * groups, 3, 2, 2)
+    size = {"in_shape": (3 * groups, 3, 3), "out_shape": (2 * groups, 2, 2)}
+    many = ConvMap(weight=weight, groups=groups, **size)
+    few = few_groups(many)
+    assert few.groups == {127: 127, 128: 64, 131: 1, 256: 64}[groups]
+    x = rng.integers(0, 2, (2, 3 * groups, 3, 3))
+    np.testing.assert_array_equal(few.apply(x), many.apply(x))
 
 
 def test_plan_refuses_what_no_matrix_holds():
