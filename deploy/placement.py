@@ -268,7 +268,8 @@ def _solve(needs: Sequence[Need], chip: Chip, n_greedy: int, solver: str) -> lis
     )
     if floor >= n_greedy:
         return None  # the greedy packing is already the least possible
-    h = highspy.Highs()
+    highs: Any = highspy.Highs  # its stubs lack types
+    h = highs()
     h.silent()
     h.setOptionValue("time_limit", SOLVER_SECONDS)
     bins = range(n_greedy - 1)

@@ -159,7 +159,6 @@ def _run_by_step(graph: Graph, x: Tensor) -> dict[str, Tensor]:
 
 
 def _step_neuron(node: Neuron, x: Tensor, states: dict[str, Any]) -> Tensor:
-    import torch
 
     if node.bias is not None:
         x = x + _tensor(node.bias, x)

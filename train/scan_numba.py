@@ -68,7 +68,9 @@ def _chunk_python(p, lo, m, one_value):  # type: ignore[no-untyped-def]
     return out
 
 
-_slope, _after, _chunk = map(_compile, (_slope_python, _after_python, _chunk_python))
+_slope = _compile(_slope_python)
+_after = _compile(_after_python)
+_chunk = _compile(_chunk_python)
 
 
 # The arguments of the two factories are constants to the compiler, which drops the branches on them.
