@@ -7,6 +7,7 @@ over the processes at the end: the totals are those of one process.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import time
@@ -286,7 +287,16 @@ def ranks() -> tuple[int, int]:
         return 0, 1
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
+        atexit.register(_leave)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _leave() -> None:
+    """Ends the group: its threads must not run on while the interpreter goes down."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _summed(a: np.ndarray) -> np.ndarray:
