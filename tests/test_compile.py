@@ -21,7 +21,13 @@ from ranvier.export.neurons import LIF, CubaLIF
 from ranvier.export.nodes import Dense, Input, Neuron, Output
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
-from ranvier.train.errors import FormatError, RangeError, ShapeError, UnsupportedError
+from ranvier.train.errors import (
+    CapacityError,
+    FormatError,
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+)
 
 
 def streamed_equal(program: Program, x: np.ndarray) -> None:
@@ -363,3 +369,26 @@ def test_programs_that_do_not_fit_together_are_refused() -> None:
         Cell(dv=5000)
     with pytest.raises(RangeError, match="must be a whole number"):
         Cell(vth=np.array(1.5))
+
+
+@pytest.mark.parametrize("failing", ["linear", "graded"])
+def test_auto_keeps_the_mapping_that_fits(failing: str, monkeypatch) -> None:
+    """Where one mapping of the joins fits nowhere the other is taken; both refused is an error."""
+    from ranvier.deploy import compiler
+
+    graph, x = residual_graph("ms"), images(0, 8)
+    (other,) = {"linear", "graded"} - {failing}
+    wanted = compile(graph, calibration=x, joins=other).digest()
+    plain = compiler._Compiler.program
+
+    def refusing(self, names=(failing,)):
+        if self.joins in names:
+            raise CapacityError(f"compile: {self.joins} does not fit")
+        return plain(self)
+
+    monkeypatch.setattr(compiler._Compiler, "program", refusing)
+    assert compile(graph, calibration=x).digest() == wanted
+    both = ("linear", "graded")
+    monkeypatch.setattr(compiler._Compiler, "program", lambda self: refusing(self, both))
+    with pytest.raises(CapacityError, match="linear does not fit"):
+        compile(graph, calibration=x)
