@@ -9,7 +9,7 @@ import numpy as np
 from ranvier.sim import report_parts as parts
 from ranvier.sim.study_depth import DepthStudy
 from ranvier.sim.study_page import count, log10
-from ranvier.sim.study_view import mean, pruned, row
+from ranvier.sim.study_view import mean, pruned, row, with_spread
 
 IDLE = 0.999  # SSIM beyond which a block passes on what came
 
@@ -38,7 +38,7 @@ def rows(study: DepthStudy) -> list[dict[str, Any]]:
 
 
 def _pm(r: dict[str, Any], key: str) -> str:
-    return f"{100 * r[key]:.2f} ± {100 * r[f'{key}_sd']:.2f}"
+    return with_spread(r[key], r[f"{key}_sd"])
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -11,7 +11,7 @@ from ranvier.sim import report_parts as parts
 from ranvier.sim.published import section
 from ranvier.sim.study import Study
 from ranvier.sim.study_run import COUNTED, PRUNED
-from ranvier.sim.study_view import mapping_name, mean
+from ranvier.sim.study_view import mapping_name, mean, with_spread
 
 VANISHED = 100.0  # |log| of a ratio of squared gradient norms: the gradient is zero in floats
 
@@ -87,8 +87,8 @@ def count(n: int, what: str) -> str:
 
 
 def _pm(row: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value, sd = row[key], row[f"{key}_sd"]
-    return {"value": value, "text": f"{100 * value:.2f} ± {100 * sd:.2f}"}
+    value = row[key]
+    return {"value": value, "text": with_spread(value, row[f"{key}_sd"])}
 
 
 def _verdicts(study: Study) -> parts.Section:

@@ -18,9 +18,14 @@ def mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def spread(values: Sequence[float]) -> float:
-    """The standard deviation of a sample (n - 1); 0 for one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample (n - 1); None for one value, which has none."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def with_spread(value: float, sd: float | None) -> str:
+    """A share in percent with its spread, if it has one: 98.77 ± 0.05."""
+    return f"{100 * value:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
 
 
 def _operations(run: Run) -> float | None:
@@ -110,7 +115,7 @@ def _cell(row: Mapping[str, Any], key: str, kind: str) -> str:
     if value is None:
         return "-"
     if kind == "%":
-        return f"{100 * value:.2f} ±{100 * row[f'{key}_sd']:.2f}"
+        return with_spread(value, row[f"{key}_sd"])
     if kind == "pp":
         return f"{100 * value:+.2f}"
     if kind == "n":

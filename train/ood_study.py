@@ -214,7 +214,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         cells = [
-            f"{row[k]:.1f} ± {row[k + '_spread']:.1f}"
+            f"{row[k]:.1f}" + (f" ± {row[k + '_spread']:.1f}" if row["n_seeds"] > 1 else "")
             for k in ("env1", "env2", "validation", "test")
         ]
         published = " / ".join(f"{v:.1f}" for v in row["published"]) if row["published"] else ""
