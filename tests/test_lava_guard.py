@@ -217,7 +217,8 @@ def _expect_error(name: str, payload: dict, seconds: float) -> None:
 
 
 CALLER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from ranvier.deploy.lava_guard import run_guarded
 from ranvier.deploy.lava_worker import remove_traces
 run_guarded(sys.argv[1], {"alive": sys.argv[2]}, timeout_s=300, patches=False)
