@@ -51,6 +51,12 @@ def _slope_python(kind, x, p, k, one):  # type: ignore[no-untyped-def]
     return one / (q * q)
 
 
+def _charge_python(current, a, b, x, u, v):  # type: ignore[no-untyped-def]
+    """(synaptic current, membrane) after x has come in, before the spike."""
+    u = a * u + x if current else x
+    return u, b * v + u
+
+
 def _after_python(reset, v, th, v_reset):  # type: ignore[no-untyped-def]
     """The membrane after the spike."""
     if reset == 0:
@@ -69,6 +75,7 @@ def _chunk_python(p, lo, m, one_value):  # type: ignore[no-untyped-def]
 
 
 _slope = _compile(_slope_python)
+_charge = _compile(_charge_python)
 _after = _compile(_after_python)
 _chunk = _compile(_chunk_python)
 
@@ -94,11 +101,10 @@ def _forward(reset: int, still: bool, current: bool, shared: bool, parallel: boo
             for t in range(n_steps):
                 x_t, s_t = x[0 if still else t, lo : lo + m], s[t, lo : lo + m]
                 for j in range(m):
-                    arriving = x_t[j]
+                    decay, leak = (a0, b0) if shared else (a[j], b[j])
+                    u_j, h = _charge(current, decay, leak, x_t[j], u[j], v[j])
                     if current:
-                        arriving = (a0 if shared else a[j]) * u[j] + arriving
-                        u[j] = arriving
-                    h = (b0 if shared else b[j]) * v[j] + arriving
+                        u[j] = u_j
                     threshold = th0 if shared else th[j]
                     s_t[j] = one if h > threshold else zero
                     v[j] = _after(reset, h, threshold, v_reset)
@@ -128,11 +134,10 @@ def _backward(
             for t in range(n_steps):
                 x_t, h_t = x[0 if still else t, lo : lo + m], h[t]
                 for j in range(m):
-                    arriving = x_t[j]
+                    decay, leak = (a0, b0) if shared else (a[j], b[j])
+                    u_j, h_j = _charge(current, decay, leak, x_t[j], u[j], v[j])
                     if current:
-                        arriving = (a0 if shared else a[j]) * u[j] + arriving
-                        u[j] = arriving
-                    h_j = (b0 if shared else b[j]) * v[j] + arriving
+                        u[j] = u_j
                     h_t[j] = h_j
                     v[j] = _after(reset, h_j, th0 if shared else th[j], v_reset)
             g_u, g_v = u, v
