@@ -46,6 +46,11 @@ def test_fixed_seeds_and_new_ones():
     assert tally.nets["lava"] == len(FIXED) + len(new)
 
 
+def test_engines_on_more_seeds():
+    tally = check(map(job, range(1000, 1060)), lava=False)
+    assert sum(tally.mismatches.values()) == 0, str(tally)
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs())
 def test_engines_on_drawn_programs(case: tuple[Program, np.ndarray]) -> None:
