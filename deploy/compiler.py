@@ -89,7 +89,8 @@ def compile(
                  synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost.
                  OR, AND and IAND are stock LIFs without memory; logic, alone or as in linear+logic,
                  makes them neurons of our own without a membrane (custom: Loihi 2 microcode)
-    input_bits   of an analog input
+    input_bits   of an analog input. Its levels and the first layer's weights share the 17 bits of a sum:
+                 with a wide fan-in fewer input bits can be nearer to float, so measure
     thresholds   population: one scale and one threshold for each population; channel: each channel has
                  its own, so that its weights fill their range. Fewer bits gain more from it; which is
                  better differs from network to network, so measure both

@@ -71,14 +71,27 @@ def correlation(a, b):
     return np.corrcoef(a.ravel(), b.ravel())[0, 1]
 
 
+# Lowest correlation of the logits over 8 seeds, each net: population 0.733, 0.763, 0.875; channel 0.772,
+# 0.818, 0.907. What both lose is the stem's: 255 levels of input times its weights fill the 17 bits of the
+# arriving sum, so that a scale for the whole population leaves most weights 5 bits; 127 levels leave one more
+# (7 bits by channel: 0.86 at least, 4 seeds). Float weights rounded to 8 bits, nothing else changed: 0.866 to 0.97.
+LOWEST = {
+    "population": ({"thresholds": "population"}, 0.7),
+    "channel": ({"thresholds": "channel"}, 0.75),
+    "channel, 7 bits in": ({"thresholds": "channel", "input_bits": 7}, 0.83),
+}
+
+
+@pytest.mark.parametrize("options", LOWEST)
 @pytest.mark.parametrize("case", NETS)
-def test_staged_programs_follow_the_float_network(case):
+def test_staged_programs_follow_the_float_network(case, options):
     """Within quantization: random weights leave many membranes near the threshold, so that 1 spike of 100
     differs in the first population and more behind it; samples still tell themselves apart. Control: other
     samples' logits do not fit.
     """
     net, x = prepared(case)
-    staged = compile_staged(net, x.numpy())
+    chosen, lowest = LOWEST[options]
+    staged = compile_staged(net, x.numpy(), **chosen)
     assert len(staged.programs) == len(net.config.stage_steps) == len(staged.hosts) + 1
     assert [p.steps for p in staged.programs] == list(net.config.stage_steps)
     assert staged.latency > sum(p.latency for p in staged.programs)
@@ -88,7 +101,7 @@ def test_staged_programs_follow_the_float_network(case):
         first = parts(net)[0].sequence(x).numpy()
     assert correlation(found.stages[0].output_series, first) > 0.8
     logits, others = (y - y.mean(0) for y in (found.output, wanted))
-    assert correlation(logits, others) > 0.6  # untrained: the logits lie close together
+    assert correlation(logits, others) > lowest
     assert abs(correlation(np.roll(logits, 1, 0), others)) < 0.4
     assert np.abs(found.output - wanted).max() < np.ptp(wanted) / 3
     assert found.n_saturated < 0.01 * sum(i.size for i in found.inputs[1:])
