@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from ranvier.deploy.program import ConvMap, DenseMap, LinearMap, OneToOne, Population, Program
-from ranvier.train.errors import UnsupportedError
+from ranvier.train.errors import RanvierError, UnsupportedError
+
+FEW = 2  # samples that are compared
+ROUNDING = 0.01  # share of spikes that decays rounded to integers may change in a layer
 
 
 class StepLoop:
@@ -91,6 +94,32 @@ class StepLoop:
                 total = total + values[self.program.readout.population]
         return total, {n: float((v != 0).float().mean()) for n, v in values.items()}
 
+    def differing(self, series: dict[str, np.ndarray]) -> tuple[int, int]:
+        """(spikes compared, spikes that differ), every layer given the messages of an exact run.
+
+        series  population -> what it sent there, `[time, batch, *shape]`. Layer by layer, since one
+        spike more behind the first layer makes others everywhere: networks are chaotic
+        """
+        compared = different = 0
+        for name, found in self.driven(series).items():
+            compared += found.size
+            different += int((found.reshape(series[name].shape) != series[name]).sum())
+        return compared, different
+
+    def driven(self, series: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What each neuron layer sends when its sources send `series`, step by step."""
+        import torch
+
+        membranes = {n: neuron.init_leaky() for n, neuron in self.neurons.items()}
+        sent: dict[str, list[Any]] = {name: [] for name in self.neurons}
+        floats = {n: torch.as_tensor(np.array(s, np.float32)) for n, s in series.items()}
+        with torch.no_grad():
+            for step in range(len(next(iter(floats.values())))):
+                values = {name: s[step].to(self.device) for name, s in floats.items()}
+                for name in self.neurons:
+                    sent[name].append(self._drive(name, values, membranes).cpu())
+        return {name: torch.stack(steps).numpy() for name, steps in sent.items()}
+
     def _drive(self, name: str, values: dict[str, Any], membranes: dict[str, Any]) -> Any:
         current = self.current(name, values)
         if name not in self.neurons:
@@ -119,6 +148,22 @@ class StepLoop:
             current = part if current is None else current + part
         bias = self.biases[name]
         return current if bias is None else current + bias
+
+
+def agreement(loop: StepLoop, program: Program, x: np.ndarray) -> str:
+    """What differs between a float loop and the exact engine on whole numbers x, in words.
+
+    Raises RanvierError where so much differs that it is another network.
+    """
+    from ranvier.sim.runner import engines
+
+    trace = engines()["dense"](program, x[:, :FEW], ("spikes",)).trace
+    compared, different = loop.differing({n: np.asarray(trace[n].spikes) for n in trace})
+    if different > ROUNDING * compared:
+        raise RanvierError(
+            f"bench: {type(loop).__name__} and the program differ in {different} of {compared} spikes"
+        )
+    return f"{different} of {compared} spikes differ layer by layer (floats)"
 
 
 def is_logic(population: Population) -> bool:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from ranvier.deploy.program import Program
-from ranvier.sim.bench_float import StepLoop
+from ranvier.sim.bench_float import StepLoop, agreement
 from ranvier.train.errors import DataError
 
 
 class Apart:
     """A process that runs x through the network; a call runs it once and returns its CPU seconds.
 
+    equal   what was compared with the exact engine there, in words
     Raises DataError where the process cannot start.
     """
 
@@ -45,7 +46,7 @@ class Apart:
             self.folder.cleanup()
             raise DataError(f"bench: '{self.python}' cannot be started: {error}") from error
         try:
-            self._answer()
+            self.equal = self._answer()
         except DataError:
             self.__exit__()
             raise
@@ -70,7 +71,7 @@ class Apart:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("ranvier "):
-                return line.split()[1]
+                return line.removeprefix("ranvier ").strip()
         raise DataError(
             f"bench: SpikingJelly did not run in '{self.python}'; its messages stand above. The "
             "environment needs ranvier and spikingjelly"
@@ -89,6 +90,21 @@ class LayerLoop(StepLoop):
             tau=1 / (1 - beta) if beta else 1.0, decay_input=False, v_threshold=1.0,
             v_reset=None if soft else 0.0, step_mode="m",
         )  # fmt: skip
+
+    def driven(self, series: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+        from spikingjelly.activation_based import functional
+
+        sent: dict[str, np.ndarray] = {}
+        floats = {n: torch.as_tensor(np.array(s, np.float32)) for n, s in series.items()}
+        flat = {n: f.flatten(0, 1) for n, f in floats.items()}
+        steps_batch = next(iter(floats.values())).shape[:2]
+        with torch.no_grad():
+            for name, node in self.neurons.items():
+                node.eval()
+                functional.reset_net(node)
+                sent[name] = node(self.current(name, flat).unflatten(0, steps_batch)).numpy()
+        return sent
 
     def __call__(self, x: np.ndarray) -> Any:
         import torch
@@ -114,8 +130,9 @@ def main(program: str, x: str, threads: str) -> None:
     import torch
 
     torch.set_num_threads(int(threads))
-    loop, series = LayerLoop(Program.load(program)), np.load(x)
-    print("ranvier ready", flush=True)
+    exact, series = Program.load(program), np.load(x)
+    loop = LayerLoop(exact)
+    print("ranvier", agreement(loop, exact, series), flush=True)
     for _ in sys.stdin:
         cpu = time.process_time()
         loop(series)

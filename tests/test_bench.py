@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ranvier.sim import bench, bench_jelly, bench_nets
-from ranvier.sim.bench_float import StepLoop
+from ranvier.sim.bench_float import StepLoop, agreement
 from ranvier.sim.runner import run
 from ranvier.train.errors import RangeError, RanvierError
 
@@ -129,3 +129,15 @@ def test_unknown_names() -> None:
         bench.run_suite(["mlp"], [0.1], ["gpu"])
     with pytest.raises(RangeError, match="net 'lenet' is none of mlp, vgg9"):
         bench.run_suite(["lenet"], [0.1])
+
+
+def test_the_float_loop_is_held_against_the_engine() -> None:
+    """Every layer given the engine's messages; a loop with other thresholds is found out."""
+    program = small()
+    x = program.encode(bench_nets.random_spikes(program, 0.15, 2, seed=3))
+    assert "spikes differ layer by layer" in agreement(StepLoop(program), program, x)
+    other = StepLoop(program)
+    for neuron in other.neurons.values():
+        neuron.threshold = neuron.threshold * 1.5
+    with pytest.raises(RanvierError, match="differ in"):
+        agreement(other, program, x)
