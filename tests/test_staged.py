@@ -73,8 +73,8 @@ def correlation(a, b):
 
 # Lowest correlation of the logits over 8 seeds, each net: population 0.733, 0.763, 0.875; channel 0.772,
 # 0.818, 0.907. What both lose is the stem's: 255 levels of input times its weights fill the 17 bits of the
-# arriving sum, so that a scale for the whole population leaves most weights 5 bits; 127 levels leave one more
-# (7 bits by channel: 0.86 at least, 4 seeds). Float weights rounded to 8 bits, nothing else changed: 0.866 to 0.97.
+# arriving sum, so that a scale for the whole population leaves most weights 5 bits; 127 levels leave one
+# more (7 bits by channel: 0.86 at least, 4 seeds). Float weights rounded to 8 bits, nothing else: 0.866.
 LOWEST = {
     "population": ({"thresholds": "population"}, 0.7),
     "channel": ({"thresholds": "channel"}, 0.75),
