@@ -34,7 +34,8 @@ class ConvMap:
     def apply(self, x: Ints) -> Ints:
         """`[batch, *in_shape]` -> `[batch, *out_shape]`, int64; a short loop over the kernel."""
         (py, px), (sy, sx), (dy, dx) = self.padding, self.stride, self.dilation
-        x = np.pad(x.astype(np.int64), [(0, 0), (0, 0), (py, py), (px, px)])
+        x = x.reshape(x.shape[0], *self.in_shape).astype(np.int64)  # a row of samples has no height
+        x = np.pad(x, [(0, 0), (0, 0), (py, py), (px, px)])
         c_out, per_group, k_y, k_x = self.weight.shape
         _, height, width = self.out_shape
         weight = self.weight.astype(np.int64).reshape(self.groups, -1, per_group, k_y, k_x)

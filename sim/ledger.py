@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,7 +33,7 @@ class Record:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Mapping[str, Record]):
     """name -> Record; spikes are uint8, or int32 where messages are graded."""
 
     records: Mapping[str, Record]
@@ -45,9 +45,12 @@ class Trace:
         return trace_to_nir(self, dt)
 
     def __getitem__(self, name: str) -> Record:
+        if name not in self.records:
+            known = ", ".join(self.records) or "nothing; run(..., record=('spikes',)) does"
+            raise KeyError(f"trace: no population '{name}' was recorded, only {known}")
         return self.records[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.records)
 
     def __len__(self) -> int:
