@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -423,8 +424,13 @@ class _Compiler:
         """How far a relay shifts its payload, so that what takes it has room for its own weights."""
         if node.name == self.graph.outputs[0].inputs[0]:
             return 0
-        low = np.min(sum(i.extent_rows()[0] for i in incoming) * scaled.q)
-        high = np.max(sum(i.extent_rows()[1] for i in incoming) * scaled.q)
+        size = math.prod(self.graph.shapes[node.name])
+
+        def each(rows: np.ndarray | float) -> np.ndarray:  # a channel's value for its neurons
+            return np.repeat(np.ravel(rows), size // np.size(rows))
+
+        low = np.min(sum(each(i.extent_rows()[0]) for i in incoming) * each(scaled.q))
+        high = np.max(sum(each(i.extent_rows()[1]) for i in incoming) * each(scaled.q))
         wide = all(_single(self.graph[c]) for c in self.graph.consumers[node.name])
         limit = ONE_TO_ONE_PAYLOAD if wide else WEIGHTED_PAYLOAD
         return max(0, int(np.ceil(np.log2(max(-low, high, 1.0) / limit))))

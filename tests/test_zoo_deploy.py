@@ -27,6 +27,11 @@ DEPLOYABLE = {
     "event pair": ("dvs-snn", {"layers": (8, 0, 8, 0), "image_size": 8}),
     "sew7b": ("sew7b", {"widths": (8, 8), "image_size": 8, "steps": 4, "join": "or"}),
     "ghost": ("ghostnet", {"rows": ROWS, "image_size": 8, "se": False, "steps": 3}),
+    # its first shortcut becomes a Dense beside a convolution: rows of neurons and of channels
+    "ms104": (
+        "ms-resnet104",
+        {"blocks": (1, 1, 1, 1), "widths": (4, 4, 8, 8), "image_size": 32, "steps": 2},
+    ),
     "syna": (
         "syna-resnet18",
         {"widths": (4, 4, 4, 4), "image_size": 8, "steps": 2, "attention": ""},
