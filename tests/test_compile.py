@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import snntorch as snn
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.residual_graphs import JOINS, images, residual_graph
+from torch import nn
 
 from ranvier.deploy import LOIHI1, LOIHI2, Program, compile
 from ranvier.deploy.align import align
@@ -16,6 +19,7 @@ from ranvier.deploy.bounds import A_LIMIT, arriving_range, prove
 from ranvier.deploy.cells import Cell, decay, fold, wrap
 from ranvier.deploy.program import DenseMap, OneToOne, Population, Projection, Readout
 from ranvier.deploy.quantize import grid, round_weight
+from ranvier.export import trace
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import LIF, CubaLIF
 from ranvier.export.nodes import Dense, Input, Neuron, Output
@@ -392,3 +396,32 @@ def test_auto_keeps_the_mapping_that_fits(failing: str, monkeypatch) -> None:
     monkeypatch.setattr(compiler._Compiler, "program", lambda self: refusing(self, both))
     with pytest.raises(CapacityError, match="linear does not fit"):
         compile(graph, calibration=x)
+
+
+class TwoConvolutionsBeside(nn.Module):
+    """A membrane that a convolution and two in a row reach, which no one convolution equals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neurons = nn.ModuleList(
+            snn.Leaky(beta=0.5, init_hidden=True, reset_mechanism="zero") for _ in range(4)
+        )
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(5))
+        self.out = nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, other, *rest = self.layers
+        y = first(self.neurons[0](x)) + rest[0](other(x))
+        for neuron, layer in zip(list(self.neurons)[1:], rest[1:], strict=False):
+            y = y + layer(neuron(y))
+        return self.out(self.neurons[3](y).flatten(1))
+
+
+def test_a_relay_behind_rows_of_neurons_and_of_channels() -> None:
+    torch.manual_seed(0)
+    net, x = TwoConvolutionsBeside().eval(), torch.rand(8, 3, 4, 4) * 3
+    program = compile(trace(net, x[:2], steps=3), calibration=x.numpy(), joins="graded")
+    maps = {type(p.map).__name__ for p in program.projections.values()}
+    assert {"ConvMap", "DenseMap"} <= maps and any(p.graded for p in program)
+    found = run(program, x.numpy(), "reference").output
+    np.testing.assert_array_equal(found, run(program, x.numpy(), "events").output)
