@@ -20,6 +20,7 @@ from ranvier.deploy.currents import (
     logic_scale,
     message_units,
     total_bias,
+    whole_threshold,
 )
 from ranvier.deploy.encoding import input_population
 from ranvier.deploy.fan_out import fan_out
@@ -391,7 +392,7 @@ class _Compiler:
                     f"compile: relay '{node.name}' has a bias, which it cannot hold"
                 )
         else:
-            cell = neuron_cell(node, scale, bias)
+            cell = neuron_cell(whole_threshold(node) if logic else node, scale, bias)
             if logic and self.options.logic and isinstance(model, Threshold) and not np.any(bias):
                 cell = replace(cell, kind="logic")
         for i, w, e in zip(incoming, scaled.weights, scaled.exponents, strict=True):

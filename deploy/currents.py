@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def logic_scale(model: NeuronModel, incoming: list[Incoming]) -> Scaled | None:
     if any(np.any(i.source.message_scale != 1) or i.source.is_input for i in incoming):
         return None
     theta = np.asarray(getattr(model, "v_threshold", 0.0))
-    if (theta != np.rint(theta)).any() or theta.min() < 0:
+    if theta.min() < 0 or (theta != np.rint(theta)).any() and not getattr(model, "strict", True):
         return None
     for i in incoming:
         mixed = (i.weight < 0).any() and (i.weight > 0).any()
@@ -85,3 +86,11 @@ def logic_scale(model: NeuronModel, incoming: list[Incoming]) -> Scaled | None:
             return None
     weights = tuple(i.weight.astype(np.int16) for i in incoming)
     return Scaled(1.0, weights, (0,) * len(incoming), 0.0)
+
+
+def whole_threshold(node: Neuron) -> Neuron:
+    """A strict Threshold of whole numbers at the whole number below: x > 1.5 is x > 1."""
+    if not isinstance(node.model, Threshold) or not node.model.strict:
+        return node
+    theta = np.floor(np.asarray(node.model.v_threshold, np.float64))
+    return replace(node, model=replace(node.model, v_threshold=theta))

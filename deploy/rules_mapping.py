@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ranvier.deploy.rules import RULES, Context, Hit, rule
+from ranvier.export.maxima import MAX_LEVELS, n_levels
 from ranvier.export.neurons import LI, CubaLI, Membrane, Relay, SlidingWindow
 from ranvier.export.nodes import Conv, Dense, Input, Join, Neuron, Opaque, Pool, Scale
 
@@ -46,12 +47,13 @@ def logic(c: Context) -> Iterator[Hit]:
     for node in c.graph:
         wanted = isinstance(node, Join) and node.op in SPIKE_JOINS
         wanted = wanted or (isinstance(node, Pool) and node.op == "max")
-        if wanted and not _all_binary(c, node):
+        if wanted and not _all_binary(c, node) and not _told_apart(c, node):
             bad = next(i for i in node.inputs if c.domains[i].kind != "binary")
             yield (
                 node.name,
                 f"{_what(node)} takes '{bad}', which is {c.domains[bad]}; logic needs spikes",
-                "move it behind the neuron, where the maximum of spikes is an OR",
+                "move it behind the neuron, where the maximum of spikes is an OR"
+                + f" (a maximum of whole numbers may span up to {MAX_LEVELS})" * _is_max(node),
             )
 
 
@@ -193,7 +195,9 @@ def pooled(c: Context) -> Iterator[Hit]:
 
 @rule("RV205", "info", "logic population")
 def logic_population(c: Context) -> Iterator[Hit]:
-    """Max pooling, OR, AND, IAND of spikes: one more population of neurons and one more step."""
+    """Max pooling, OR, AND, IAND of spikes: one more population of neurons and one more step.
+
+    A maximum of small whole numbers, as sums of spikes are, takes two for each of them."""
     for node in c.graph:
         joined = (
             isinstance(node, Join) and node.op in (*SPIKE_JOINS, "mul") and len(node.inputs) > 1
@@ -204,6 +208,13 @@ def logic_population(c: Context) -> Iterator[Hit]:
                 node.name,
                 f"{_what(node)} is {n:,} logic neurons of its own and one step of latency",
                 "nothing; a vanilla sum before the neuron costs none",
+            )
+        elif (levels := _told_apart(c, node)) > 1:
+            yield (
+                node.name,
+                f"{_what(node)} of whole numbers is {levels} populations of logic neurons and {levels - 1} "
+                "of thresholds before them, two steps of latency",
+                "pool ahead of the sum, where there are spikes, or join by OR",
             )
 
 
@@ -234,6 +245,18 @@ def delays(c: Context) -> Iterator[Hit]:
                 f"'{p.name}' relays it",
                 "fewer layers between both ends of the skip",
             )
+
+
+def _is_max(node: Any) -> bool:
+    return isinstance(node, (Pool, Join)) and node.op == "max"
+
+
+def _told_apart(c: Context, node: Any) -> int:
+    """How many thresholds tell the values of a maximum apart; 0 where that is no way to map it."""
+    if not _is_max(node):
+        return 0
+    found = [n_levels(c.domains[i]) for i in node.inputs]
+    return max(found) if min(found) and max(found) <= MAX_LEVELS else 0
 
 
 def _all_binary(c: Context, node: Any) -> bool:

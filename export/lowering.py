@@ -2,12 +2,13 @@
 
 Each node's value is kept as a sum of terms (a linear map of what one population sends) plus a constant
 field. Linear nodes act on every term; a neuron makes a population of its sum; a join of spikes that is
-not linear (or, and, iand, max) makes a population of memoryless threshold neurons.
+not linear (or, and, iand, max) makes a population of memoryless threshold neurons, a maximum of whole
+numbers one for each number.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +20,6 @@ from ranvier.export.linear import (
     DenseLin,
     DiagLin,
     Linear,
-    add_maps,
     compose,
     identity,
     image,
@@ -35,6 +35,7 @@ from ranvier.export.maps import (
     subsample_map,
     upsample_map,
 )
+from ranvier.export.maxima import common_levels, need_counts
 from ranvier.export.neurons import Relay, SlidingWindow, Threshold
 from ranvier.export.nodes import (
     Conv,
@@ -54,42 +55,10 @@ from ranvier.export.nodes import (
     Subsample,
     Upsample,
 )
+from ranvier.export.terms import Term, Value, add_values, dead, merged, times
 from ranvier.train.errors import UnsupportedError
 
 Joins: TypeAlias = Literal["linear", "graded"]
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """map of what `source` sent `lag` steps ago; `origin` are the nodes whose weights it holds."""
-
-    source: str
-    lag: int
-    map: Linear
-    origin: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A sum of terms plus a constant (of `shape`, zero if None)."""
-
-    terms: tuple[Term, ...]
-    shape: Shape
-    const: np.ndarray | None = None
-
-    def mapped(self, linear: Linear, shape: Shape, name: str, weighted: bool) -> Value:
-        terms = tuple(
-            Term(t.source, t.lag, compose(linear, t.map, name), t.origin + (name,) * weighted)
-            for t in self.terms
-        )
-        const = None if self.const is None else linear.apply(self.const).reshape(shape)
-        return Value(terms, shape, const)
-
-    def plus(self, constant: np.ndarray | None) -> Value:
-        if constant is None:
-            return self
-        field = np.broadcast_to(np.asarray(constant, np.float64), self.shape)
-        return replace(self, const=field if self.const is None else self.const + field)
 
 
 def lower(graph: Graph, joins: str = "linear") -> Graph:
@@ -113,6 +82,7 @@ class _Lowering:
 
         self.graph, self.joins = graph, joins
         self.domains = infer_domains(graph)
+        self.shapes = dict(graph.shapes)  # and those of the populations made here
         self.nodes: dict[str, Node] = {}
         self.values: dict[str, Value] = {}
         self.late: list[tuple[Delay, Neuron | Input]] = []
@@ -200,9 +170,36 @@ class _Lowering:
         linear = ConvLin(ones, image(into.shape), stride, padding, (1, 1), channels)
         if node.op != "max":
             return into.mapped(linear, shape, node.name, False)
-        self.need_spikes(node, node.inputs[0], "a maximum over a window")
-        any_spike = into.mapped(linear, shape, node.name, False)
-        return self.populate(Neuron(name=node.name, model=Threshold()), any_spike)
+        return self.maximum(node, [into], linear, shape)
+
+    def maximum(
+        self, node: Pool | Join, parts: list[Value], window: Linear | None, shape: Shape
+    ) -> Value:
+        """The maximum over windows, or over parts: an OR of spikes, or one for each whole number."""
+        what = "a maximum over a window" if isinstance(node, Pool) else f"'{node.op}'"
+        levels = common_levels([(i, self.domains[i]) for i in node.inputs], node.name, what)
+        names = [node.name] if len(levels) == 1 else [f"{node.name}>={k}" for k in levels]
+        reached = []
+        for k, name in zip(levels, names, strict=True):
+            spikes = [self.at_least(v, k, levels[0], f"{name}/{i}")
+                      for i, v in zip(node.inputs, parts, strict=True)]  # fmt: skip
+            if window is not None:
+                spikes = [v.mapped(window, shape, node.name, False) for v in spikes]
+            either = Neuron(name=name, model=Threshold())
+            reached.append(self.populate(either, add_values(spikes, shape)))
+        total = add_values(reached, shape).plus(levels[0] - 1 or None)
+        return self.relayed(node, total) if len(levels) > 1 and self.joins == "graded" else total
+
+    def at_least(self, value: Value, k: int, first: int, name: str) -> Value:
+        """What is more than zero where a whole number is k or more; `first` is the lowest such k of any use.
+
+        A number that is never below 0 is itself that for k = 1: no population is asked for.
+        """
+        if k == first == 1:
+            return value
+        need_counts(value, name)
+        level = Neuron(name=name, model=Threshold(v_threshold=k - first + 0.5))
+        return self.populate(level, value.plus(1 - first or None))
 
     def need_spikes(self, node: Node, source: str, what: str) -> None:
         domain = self.domains[source]
@@ -219,6 +216,8 @@ class _Lowering:
         if op == "add":
             total = add_values(into, shape)
             return self.relayed(node, total) if self.joins == "graded" else total
+        if op == "max":
+            return self.maximum(node, into, None, shape)
         for source in node.inputs:
             self.need_spikes(node, source, f"'{op}'")
         if op == "iand":
@@ -233,7 +232,7 @@ class _Lowering:
         logic = Neuron(name=node.name, model=Threshold(v_threshold=threshold))
         return self.populate(logic, add_values(signed, shape))
 
-    def relayed(self, node: Join, total: Value) -> Value:
+    def relayed(self, node: Join | Pool, total: Value) -> Value:
         """A relay population for a sum that feeds more than one neuron; else the sum itself."""
         users = self.graph.consumers[node.name]
         if len(users) == 1 and isinstance(self.graph[users[0]], (Neuron, Output)):
@@ -277,7 +276,7 @@ class _Lowering:
             Term(
                 t.source,
                 t.lag + lag,
-                compose(_times(w, t.map.out_shape), t.map, node.name),
+                compose(times(w, t.map.out_shape), t.map, node.name),
                 t.origin,
             )
             for lag, w in enumerate(model.taps[::-1])
@@ -325,10 +324,11 @@ class _Lowering:
     def populate(self, neuron: Neuron, value: Value) -> Value:
         """Emits the maps of `value`, their sum, and the population; its value is what it sends."""
         bias = value.const
+        self.shapes[neuron.name] = value.shape
         branches = [
             self.emit(term, neuron.name, value.shape)
             for term in merged(list(value.terms))
-            if not _dead(term) or len(value.terms) == 1
+            if not dead(term) or len(value.terms) == 1
         ]
         joined = Join(name=f"{neuron.name}/sum", inputs=tuple(branches), op="add")
         if bias is not None:
@@ -346,7 +346,7 @@ class _Lowering:
         while name in self.nodes:
             name += "'"
         meta = {"origin": list(term.origin), "weighted": bool(term.origin)}
-        source_shape = self.graph.shapes.get(term.source, (1,))  # only bias neurons are new
+        source_shape = self.shapes[term.source]
         linear = plain_form(term.map)
         made: Shape
         if isinstance(linear, ConvLin) and len(source_shape) in (2, 3):
@@ -397,36 +397,6 @@ class _Lowering:
             return term.source
         name = f"{term.source}@{term.lag}"
         if name not in self.nodes:
-            shape = self.graph.shapes.get(term.source, (1,))
+            shape = self.shapes[term.source]
             self.nodes[name] = Delay(name=name, inputs=(term.source,), steps=term.lag, shape=shape)
         return name
-
-
-def _times(w: float, shape: Shape) -> DiagLin:
-    return DiagLin(np.asarray(float(w)), shape)
-
-
-def _dead(term: Term) -> bool:
-    weight = term.map.scale if isinstance(term.map, DiagLin) else term.map.weight
-    return not np.any(weight)
-
-
-def add_values(values: list[Value], shape: Shape) -> Value:
-    terms = merged([t for v in values for t in v.terms])
-    consts = [v.const for v in values if v.const is not None]
-    return Value(terms, shape, sum(consts[1:], consts[0]) if consts else None)
-
-
-def merged(terms: list[Term]) -> tuple[Term, ...]:
-    """Terms with the same source, lag, geometry and origin become one (h + h is 2h)."""
-    kept: list[Term] = []
-    for term in terms:
-        for i, other in enumerate(kept):
-            if (other.source, other.lag, other.origin) == (term.source, term.lag, term.origin):
-                both = add_maps(other.map, term.map)
-                if both is not None:
-                    kept[i] = replace(other, map=both)
-                    break
-        else:
-            kept.append(term)
-    return tuple(kept)

@@ -26,12 +26,8 @@ DEPLOYABLE = {
     "vgg": ("vgg9", {"layers": (8, 0, 8, 0), "image_size": 8}),
     "event pair": ("dvs-snn", {"layers": (8, 0, 8, 0), "image_size": 8}),
     "sew7b": ("sew7b", {"widths": (8, 8), "image_size": 8, "steps": 4, "join": "or"}),
+    "pools of sums": ("sew7b", {"widths": (8, 8), "image_size": 8, "steps": 4}),
     "ghost": ("ghostnet", {"rows": ROWS, "image_size": 8, "se": False, "steps": 3}),
-    # its first shortcut becomes a Dense beside a convolution: rows of neurons and of channels
-    "ms104": (
-        "ms-resnet104",
-        {"blocks": (1, 1, 1, 1), "widths": (4, 4, 8, 8), "image_size": 32, "steps": 2},
-    ),
     "syna": (
         "syna-resnet18",
         {"widths": (4, 4, 4, 4), "image_size": 8, "steps": 2, "attention": ""},
@@ -45,7 +41,7 @@ HOST_ONLY = {
     "psn": ("cnn", {"image_size": 8, "neuron": "psn"}),
     "psu": ("cnn", {"image_size": 8, "neuron": "psu"}),
     "paralif-sd": ("cnn", {"image_size": 8, "neuron": "paralif-sd"}),
-    "integer pooling": ("sew7b", {"widths": (8, 8), "image_size": 8, "steps": 4}),
+    "real pooling": ("sew7b", {"widths": (8, 8), "image_size": 8, "steps": 4, "join": "ms"}),
     "shrinking steps": (
         "ssnn-vgg9",
         {"units": ((8,), (8,)), "stage_steps": (4, 2), "steps": 4, "image_size": 8},

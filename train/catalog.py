@@ -28,6 +28,10 @@ CONV_SHORTCUTS = (
     "as resnet20 but for ms, whose stem pools real values and is refused (ms-resnet18 .. 104 have"
     " no such pooling)"
 )
+POOLED_SUMS = (
+    "deployable but for ms, whose pools take real values;"
+    " with sew a pool of sums up to k is 2k - 1 populations"
+)
 STAGED = (
     "deployable as a program a stage, temporal transformers on the host (`ranvier.deploy.staged`);"
     " refused whole"
@@ -116,12 +120,12 @@ FACTS: dict[str, Facts] = {
     "sew7b": Facts(
         _SEW,
         "CIFAR10-DVS, T = 16: 74.4 %",
-        "refused with sew: max-pooling of integer sums; deployable with the other joins",
+        POOLED_SUMS,
     ),
     "sew7b-gesture": Facts(
         _SEW,
         "DVS-Gesture, T = 16: 97.92 %",
-        "refused with sew: max-pooling of integer sums; deployable with the other joins",
+        POOLED_SUMS,
     ),
     "dvs-snn": Facts(
         "IF network of a CIFAR10-DVS comparison; our widths", "CIFAR10-DVS, T = 8: 66.68 %", BINARY
