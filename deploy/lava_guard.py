@@ -29,9 +29,10 @@ from typing import Any
 
 from ranvier.deploy import lava_compat
 from ranvier.deploy.lava_data import read_data, write_data
-from ranvier.deploy.lava_worker import POLL_S, REAP_S, remove_traces
+from ranvier.deploy.lava_worker import POLL_S, REAP_S, SIGNALED, remove_traces, signal_name
 from ranvier.train.errors import LavaError
 
+_LAST_LINES = 40  # of the output, shown where no traceback explains the failure
 _GRACE_S = 0.3  # after the first traceback, for others that explain it
 _SOCKET_FOLDER_MAX = 50  # AF_UNIX paths end at 104 to 108 bytes; the run's own part needs about 45
 _ENTRY = """\
@@ -51,10 +52,11 @@ def run_guarded(
     payload    nested dicts with str keys, lists, str, numbers, bool, None, arrays of numbers
     timeout_s  wall time of the whole call in seconds; starting and importing Lava takes 1 to 3
     patches    whether `lava_compat.apply` is called before the target's module is imported
-    Raises LavaError when Lava is not installed, the target or one of Lava's processes fails, or the
-    time is over; the message ends in the traceback of the process that failed. Afterwards none of
-    the run's processes, shared memory and files is left, also after Ctrl-C and after the death of
-    the caller. Raises UnsupportedError for a payload or a result that is not plain data.
+    Raises LavaError when Lava is not installed, the target or one of Lava's processes fails or is
+    ended by a signal (a crash), or the time is over; the message ends in the traceback of the
+    process that failed, or names the signal and ends in the last output. Afterwards none of the
+    run's processes, shared memory and files is left, also after Ctrl-C and after the death of the
+    caller. Raises UnsupportedError for a payload or a result that is not plain data.
     """
     if reason := lava_compat.available():
         raise LavaError(f"lava: {reason}")
@@ -135,7 +137,13 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> 
         return "failed"
     if (folder / "result.json").exists():
         return None
-    return f"ended without a result (exit status {process.returncode})"
+    return f"ended without a result ({_exit(process.returncode)})"
+
+
+def _exit(status: int) -> str:
+    """An exit status in words; the supervisor gives 128 + the signal that ended the worker."""
+    number = -status if status < 0 else status - 128
+    return f"ended by {signal_name(number)}" if number > 0 else f"exit status {status}"
 
 
 def _errors(folder: Path) -> list[Path]:
@@ -144,8 +152,9 @@ def _errors(folder: Path) -> list[Path]:
 
 def _report(target: str, fault: str, folder: Path) -> str:
     """The message of the LavaError: what happened, then tracebacks, or the end of the output."""
-    texts = [file.read_text(encoding="utf-8", errors="replace") for file in _errors(folder)]
-    if not texts:
+    files = _errors(folder)
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    if not files or any(file.name.startswith(SIGNALED) for file in files):  # crashes speak there
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
-        texts = ["\n".join(output.splitlines()[-40:])]
+        texts.append("\n".join(output.splitlines()[-_LAST_LINES:]))
     return "\n".join([f"lava: {target} {fault}", *dict.fromkeys(texts)]).rstrip()

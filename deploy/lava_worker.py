@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import importlib
 import importlib.util
@@ -25,6 +26,7 @@ from ranvier.deploy.lava_data import read_data, write_data
 
 POLL_S = 0.02
 REAP_S = 5.0
+SIGNALED = "error-signal-"  # files that tell of one of Lava's processes that a signal ended
 _SHARED_MEMORY = Path("/dev/shm")
 _SUBREAPER = 36  # Linux' PR_SET_CHILD_SUBREAPER: orphans become this process's children
 
@@ -94,10 +96,12 @@ def _work(folder: Path, spec: Mapping[str, Any]) -> NoReturn:
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.enable(all_threads=False)  # inherited by all of Lava's processes
         _name_shared_memory(folder.name)
         if spec["patches"]:
             lava_compat.apply()
             _report_exceptions(folder)
+            _report_signals(folder)
         write_data(folder / "result", _function(spec["target"])(read_data(folder / "payload")))
         status = 0
     except BaseException:
@@ -146,19 +150,71 @@ def _report_exceptions(folder: Path) -> None:
     threading.excepthook = functools.partial(_save_thread_traceback, folder)
 
 
+def _report_signals(folder: Path) -> None:
+    """Makes the worker tell of a process of Lava's that a signal ended: a crash, or want of memory.
+
+    Nobody in Lava would: the others wait for its messages for ever.
+    """
+    module = "lava.magma.runtime.message_infrastructure.multiprocessing"
+    system_process: Any = importlib.import_module(module).SystemProcess
+    start, running = system_process.start, set[int]()
+
+    @functools.wraps(start)
+    def watched_start(self: Any) -> None:
+        start(self)
+        running.add(self.pid)
+
+    def watch() -> None:
+        while True:
+            for pid in list(running):
+                _look_at(folder, pid, running)
+            time.sleep(POLL_S)
+
+    if sys.platform == "linux":  # elsewhere a child cannot be looked at without being reaped
+        system_process.start = watched_start
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _look_at(folder: Path, pid: int, running: set[int]) -> None:
+    """Takes a child that has ended out of `running`; it stays to be reaped by whoever joins it."""
+    ended = None
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        running.discard(pid)
+    if ended is not None:
+        running.discard(pid)
+        if ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
+            text = f"Lava's process {pid} was ended by {signal_name(ended.si_status)}"
+            _write_error(folder / f"{SIGNALED}{pid}.txt", text)
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV and its like."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _save_thread_traceback(folder: Path, args: threading.ExceptHookArgs) -> None:
     lines = traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)
     _save_traceback(folder, "".join(lines))
 
 
 def _save_traceback(folder: Path, text: str) -> None:
-    """Writes this process's error file, whole; its first exception is the one to see."""
+    """Writes this process's error file; its first exception is the one to see."""
     file = folder / f"error-{os.getpid()}.txt"
     if not file.exists():
-        with contextlib.suppress(OSError):
-            part = file.with_name(f"part-{file.name}")
-            part.write_text(text, encoding="utf-8")
-            part.rename(file)
+        _write_error(file, text)
+
+
+def _write_error(file: Path, text: str) -> None:
+    """Writes the file at once, whole; where its folder is gone nobody wants it any more."""
+    with contextlib.suppress(OSError):
+        part = file.with_name(f"part-{file.name}")
+        part.write_text(text, encoding="utf-8")
+        part.rename(file)
 
 
 def _function(target: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

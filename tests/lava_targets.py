@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import signal
@@ -106,6 +107,29 @@ def die(payload: dict[str, Any]) -> dict[str, Any]:
     print("last words", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def segfault(payload: dict[str, Any]) -> dict[str, Any]:
+    """The worker itself reads address 0."""
+    print("last words", flush=True)
+    ctypes.string_at(0)
+    return {}
+
+
+def two_layers_crashing(payload: dict[str, Any]) -> dict[str, Any]:
+    """As `two_layers`, but the process of the last LIF ends by a signal in its third step."""
+    from lava.proc.lif.models import PyLifModelBitAcc
+
+    run_spk = PyLifModelBitAcc.run_spk
+
+    def crash(self: Any) -> None:
+        if self.time_step == 3 and len(self.v) == len(payload["weights"][1]):
+            print("last words", flush=True)
+            os.kill(os.getpid(), payload["signal"])
+        run_spk(self)
+
+    PyLifModelBitAcc.run_spk = crash
+    return two_layers(payload)
 
 
 def hang(payload: dict[str, Any]) -> dict[str, Any]:

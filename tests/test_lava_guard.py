@@ -185,8 +185,33 @@ def test_exception_of_the_target_is_an_error_with_its_traceback(own_tmp):
 
 @needs_lava
 def test_killed_worker_is_an_error_with_its_output(own_tmp):
-    with pytest.raises(LavaError, match=r"without a result \(exit status 137\)\nlast words"):
+    with pytest.raises(LavaError, match=r"without a result \(ended by SIGKILL\)\nlast words"):
         run_guarded(target("die"), {}, timeout_s=60)
+
+
+@needs_lava
+def test_segfault_of_the_worker_is_an_error_that_says_where(own_tmp):
+    with pytest.raises(LavaError, match=r"without a result \(ended by SIGSEGV\)\nlast words") as e:
+        run_guarded(target("segfault"), {}, timeout_s=60)
+    assert "Fatal Python error: Segmentation fault" in str(e.value)
+    assert "lava_targets.py" in str(e.value) and "in segfault" in str(e.value)
+
+
+@needs_lava
+@pytest.mark.skipif(sys.platform != "linux", reason="a child cannot be looked at elsewhere")
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_crash_of_a_lava_process_is_an_error_that_names_the_signal(number, own_tmp):
+    """The others wait for its messages for ever: only the worker can tell."""
+    payload = {"spikes": np.ones((2, 8), int), "weights": [np.full((n, 2), 2) for n in (2, 3)]}
+    payload |= {"neuron": NEURON, "signal": int(number)}
+    start = time.monotonic()
+    with pytest.raises(LavaError) as caught:
+        run_guarded(target("two_layers_crashing"), payload, timeout_s=120)
+    assert time.monotonic() - start < 60, "found by its end, not by the time limit"
+    text = str(caught.value)
+    assert f"was ended by {number.name}\n" in text and "last words" in text
+    if number != signal.SIGKILL:
+        assert "Fatal Python error" in text and "in crash" in text
 
 
 @needs_lava
