@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ranvier.cli.sources import arrays, default_output, load_graph, load_net, load_program
+from ranvier.cli.sources import (
+    arrays,
+    default_output,
+    load_graph,
+    load_net,
+    load_program,
+    weights_digest,
+)
 from ranvier.train.errors import FormatError, RangeError
 
 VERIFY_SAMPLES = 16
@@ -87,6 +94,9 @@ def compile_source(
         graph = load_graph(source)
         x = _calibration(source, graph, calibration, data_dir)
         program = compile(graph, chip=target, calibration=x, **options)
+        if source.is_dir():  # so that a later command notices that the run was trained again
+            meta = {**program.meta, "weights": weights_digest(source)}
+            program = program.with_parts(meta=meta)
     path = output or default_output(source, "program.h5")
     if path.resolve() == source.resolve():
         raise RangeError(f"compile: '{path}' is the input itself; name another file with -o")

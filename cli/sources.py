@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ranvier.train.errors import DataError, FormatError
+from ranvier.train.errors import DataError, FormatError, RangeError
 
 if TYPE_CHECKING:
     from ranvier.deploy.program import Program
@@ -49,14 +49,34 @@ def load_graph(path: Path) -> Graph:
 
 
 def load_program(path: Path) -> Program:
-    """The program in a .h5 file, or in a run folder's program.h5."""
+    """The program in a .h5 file, or in a run folder's program.h5.
+
+    Raises FormatError where there is none, or where the folder was trained again since.
+    """
     from ranvier.deploy import Program
 
-    if need(path).is_dir():
-        if not (path / "program.h5").exists():
-            raise FormatError(f"'{path}' holds no program.h5; run `ranvier compile {path}` first")
-        path = path / "program.h5"
-    return Program.load(path)
+    if not need(path).is_dir():
+        return Program.load(path)
+    if not (path / "program.h5").exists():
+        raise FormatError(f"'{path}' holds no program.h5; run `ranvier compile {path}` first")
+    program = Program.load(path / "program.h5")
+    compiled, now = program.meta.get("weights"), weights_digest(path)
+    if compiled is not None and compiled != now:
+        raise FormatError(
+            f"'{path / 'program.h5'}' was compiled from other weights than '{path}' holds now: it was "
+            f"trained again since. Run `ranvier compile {path}`"
+        )
+    return program
+
+
+def weights_digest(run: Path) -> str | None:
+    """The digest of a run folder's finished weights, which says which training they are of."""
+    from ranvier.train.checkpoint import read_tensors
+    from ranvier.train.trainer import WEIGHTS
+
+    if not (run / WEIGHTS).is_file():
+        return None
+    return read_tensors(run / WEIGHTS)[1].get("digest")
 
 
 def default_output(path: Path, name: str) -> Path:
@@ -73,14 +93,41 @@ def arrays(
     """
     path = Path(data)
     if path.suffix == ".npz" and path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            if "x" not in file:
-                raise DataError(f"'{path}' holds {', '.join(file)}; an array 'x' is needed")
-            x, y = file["x"], file.get("y")
+        if limit is not None and limit < 1:
+            raise RangeError(f"data: limit is {limit}; give 1 or more, or leave it out")
+        x, y = _own_arrays(path)
         return x[:limit], None if y is None else y[:limit]
+    if path.suffix == ".npz":
+        raise DataError(f"data: there is no file '{path}'")
+    if path.is_dir():
+        raise DataError(
+            f"data: '{path}' is a folder; name the set (--data digits), and the folder that it lies in "
+            f"with --data-dir {path}"
+        )
     from ranvier.train import load_dataset
 
     size = shape[-1] if len(shape) == 3 else None
     loaded = load_dataset(data, data_dir, split, limit=limit, size=size)
     x = loaded.x.float().numpy()
     return x, np.asarray(loaded.y)
+
+
+def _own_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(x, y or None) of an .npz file. Raises DataError where it is damaged or holds no such numbers."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "x" not in file:
+                raise DataError(f"data: '{path}' holds {', '.join(file)}; an array 'x' is needed")
+            x, y = file["x"], file["y"] if "y" in file else None
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as error:  # zipfile and zlib errors of a cut file, ValueError of pickled objects
+        raise DataError(f"data: '{path}' cannot be read as npz: {error}") from error
+    if x.dtype.kind not in "biuf" or x.ndim == 0 or (y is not None and len(y) != len(x)):
+        found = f"x {x.dtype} {x.shape}" + ("" if y is None else f", y {y.dtype} {y.shape}")
+        raise DataError(
+            f"data: '{path}' holds {found}; numbers, and one label a sample, are needed"
+        )
+    return x, y

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import snntorch as snn
@@ -9,10 +12,12 @@ import torch
 from snntorch import utils
 from torch import nn
 
-from ranvier.deploy import compile
+from ranvier.deploy import compile, lint
 from ranvier.export import trace
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
+from ranvier.train.errors import UnsupportedError
+from ranvier.train.trainer import Trainer
 
 
 class Line(nn.Module):
@@ -73,3 +78,109 @@ def test_a_trace_names_what_it_holds(line: tuple[nn.Module, torch.Tensor]) -> No
     assert list(result.trace) == list(result.trace.keys()) and "n1" in result.trace
     with pytest.raises(KeyError, match="no population 'c1' was recorded, only input, n1, n2"):
         result.trace["c1"]
+
+
+# ---- a run folder that is used twice -------------------------------------------------------------
+
+SMALL = ["-s", "limit_train=96", "-s", "limit_test=48", "-s", "batch_size=32"]
+
+
+def ranvier(*words: str) -> int:
+    from ranvier.cli.app import run_app
+
+    return run_app([str(w) for w in words])
+
+
+def train(recipe: str, folder: Path, *words: str) -> int:
+    return ranvier("train", recipe, "--out", folder, *SMALL, *words)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outside") / "run"
+    assert train("digits-ms", folder, "-s", "epochs=1") == 0
+    assert ranvier("compile", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_program_of_earlier_weights_is_not_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("digits-ms", folder, "-s", "epochs=2") == 0
+    for command in (["compare", folder, "--engines", "torch,dense", "--limit", 8], ["run", folder]):
+        assert ranvier(*command) == 2
+        assert "was trained again since. Run `ranvier compile" in capsys.readouterr().err
+    assert ranvier("compile", folder) == 0
+    assert ranvier("run", folder, "--limit", "8") == 0
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert train("digits-sew", folder, "--resume", "-s", "epochs=1") == 2
+    assert "network with join=ms, now join=sew" in capsys.readouterr().err
+    assert train("digits-ms", folder, "--resume", "-s", "epochs=7") == 2
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_an_unfinished_second_training_is_not_taken_for_the_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_end_epoch", stop)
+    assert train("digits-sew", folder, "-s", "epochs=1") == 130
+    assert not (folder / "weights.safetensors").exists()
+    assert (folder / "previous-weights.safetensors").exists()
+
+
+def test_wrong_settings_leave_no_folder(tmp_path: Path) -> None:
+    assert train("digits-ms", tmp_path / "run", "-s", "lr=nan") == 2
+    assert not (tmp_path / "run").exists()
+
+
+# ---- what no chip can run is one finding, with its reason ----------------------------------------
+
+
+def test_attention_over_time_is_one_finding_each() -> None:
+    from ranvier.train import create_model
+    from ranvier.train.models_syna import Attention
+
+    net = create_model("syna-resnet18", steps=2, widths=(4, 4, 4, 4), image_size=16).eval()
+    graph = trace(net, torch.rand(2, 3, 16, 16))
+    errors = [f for f in lint(graph) if f.severity == "error"]
+    wanted = [name for name, m in net.named_modules() if isinstance(m, Attention)]
+    assert sorted(f.node for f in errors) == sorted(wanted) and len(wanted) > 8
+    assert all("computed from all steps" in f.message for f in errors)
+    with pytest.raises(UnsupportedError, match="unit1_1.attention2.*computed from all steps"):
+        compile(graph, calibration=torch.rand(2, 3, 16, 16))
+
+
+class TimeGate(nn.Module):
+    """A Linear along the time axis, in a user's own loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif, self.over_time = nn.Linear(6, 5), snn.Leaky(beta=0.5), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mem, sent = self.lif.init_leaky(), []
+        for _ in range(4):
+            spikes, mem = self.lif(self.fc(x), mem)
+            sent.append(spikes)
+        series = torch.stack(sent)
+        return self.over_time(series.mean(2).t())
+
+
+@pytest.mark.parametrize("batch", [3, 4])  # 4: as many samples as steps
+def test_a_linear_along_time_is_refused_by_its_line(batch: int) -> None:
+    said = r"test_outside.py:\d+: (a Linear weighs the time steps|t gives .* it mixes samples or steps)"
+    with pytest.raises(UnsupportedError, match=said):
+        trace(TimeGate().eval(), torch.rand(batch, 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def fit(
     devices: int = 1,
     accelerator: str = "auto",
     qat: bool | QatHook = False,
+    beside: Mapping[str, str] | None = None,
     **options: Any,
 ) -> FitResult:
     """Trains net in place, leaves it in eval mode, and returns the figures.
@@ -57,6 +59,7 @@ def fit(
     devices    processes, each with its part of every batch (started here, or by torchrun)
     accelerator    auto, cpu or cuda
     qat        True, or a hook that quantizes during every forward pass (evaluation.QatHook)
+    beside     further files of out_dir, name -> text, written once the training starts
     options    every field of Settings: epochs, batch_size, lr, optimizer, schedule, warmup, loss,
                weight_decay, clip, accumulate, amp, ema, early_stop, mixup, cutmix, augment, seed,
                ...
@@ -70,6 +73,6 @@ def fit(
     if resume and out_dir is None:
         raise RangeError("train: resume=True needs out_dir, the folder with the checkpoint")
     folder = None if out_dir is None else Path(out_dir)
-    trainer = Trainer(net, train, test, settings, folder, hook_of(qat))
+    trainer = Trainer(net, train, test, settings, folder, hook_of(qat), beside)
     metrics = trainer.run(resume, progress, devices, accelerator)
     return FitResult(metrics, trainer.best(), trainer.state.history)

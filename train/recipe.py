@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from ranvier.train.errors import FormatError, RanvierError
-from ranvier.train.files import write_text
 from ranvier.train.settings import Settings, nearest
 
 if sys.version_info >= (3, 11):
@@ -128,7 +127,7 @@ def train_recipe(
 
     train, test = recipe_data(recipe, data_dir, download)
     net = build(recipe, train)
-    write_text(Path(out) / RECIPE, recipe.model_dump_json(indent=2, exclude_none=True) + "\n")
+    text = recipe.model_dump_json(indent=2, exclude_none=True) + "\n"
     return fit(
         net,
         train,
@@ -138,6 +137,7 @@ def train_recipe(
         progress=progress,
         devices=devices,
         accelerator=accelerator,
+        beside={RECIPE: text},
         **recipe.train.as_dict(),
     )
 

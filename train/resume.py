@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ def save_state(trainer: Trainer, path: Path) -> None:
         "scaler": None if scaler is None else scaler.state_dict(),
         "settings": trainer.settings.as_dict(),
         "data": _data_key(trainer),
+        "model": _model_key(trainer),
     }
     write_tensors(path, checkpoint.tensors, checkpoint.meta)
 
@@ -105,6 +107,14 @@ def _data_key(trainer: Trainer) -> list[Any]:
     return [trainer.train.name, trainer.train.split, list(trainer.train.x.shape)]
 
 
+def _model_key(trainer: Trainer) -> dict[str, Any] | None:
+    """The network's configuration as JSON gives it back; None where it has none."""
+    config = getattr(trainer.net, "config", None)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return None
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def _require_same(trainer: Trainer, path: Path, meta: dict[str, Any]) -> None:
     if "settings" not in meta:
         raise FormatError(f"train: '{path}' is no checkpoint of a training: it has no settings")
@@ -114,6 +124,13 @@ def _require_same(trainer: Trainer, path: Path, meta: dict[str, Any]) -> None:
             raise FormatError(
                 f"train: '{path}' was trained with {key}={then.get(key)}, now {key}={value}; resume"
                 " with the same settings, or start anew in another folder"
+            )
+    model, now = meta.get("model"), _model_key(trainer)
+    for key in model if model and now else ():
+        if key not in now or now[key] != model[key]:
+            raise FormatError(
+                f"train: '{path}' is of a network with {key}={model[key]}, now {key}={now.get(key)};"
+                " resume with the same network, or start anew in another folder"
             )
     if meta["data"] != _data_key(trainer):
         raise FormatError(

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,10 @@ class Trainer:
         settings: Settings,
         folder: Path | None,
         hook: QatHook,
+        beside: Mapping[str, str] | None = None,
     ) -> None:
         self.net, self.train, self.test, self.settings = net, train, test, settings
-        self.folder, self.hook = folder, hook
+        self.folder, self.hook, self.beside = folder, hook, dict(beside or {})
         self.loss = make_loss(settings.loss, settings.label_smoothing, settings.logit_scale)
         self.test_loss = make_loss(settings.loss, scale=settings.logit_scale)
         self.n_batches = math.ceil(len(train) / settings.batch_size)
@@ -73,7 +74,7 @@ class Trainer:
             assert self.folder is not None
             restore_state(self, self.folder / CHECKPOINT)
         elif main and self.folder is not None:
-            _keep_previous(self.folder / CHECKPOINT)
+            _keep_previous(self.folder)
         self._write(self._write_model)
         self.logs = TensorBoard(self.folder if main else None)
         done = self.state.epoch * self.n_batches + self.state.batch
@@ -325,10 +326,15 @@ class Trainer:
         }
 
     def _write_model(self, folder: Path) -> None:
-        """What create_model needs to build the network again, where it came from there."""
+        """What create_model needs to build the network again, where it came from there.
+
+        Written when the checkpoint has been accepted: a refused --resume leaves the folder as it was.
+        """
         config = getattr(self.net, "config", None)
         if dataclasses.is_dataclass(config) and not isinstance(config, type):
             write_text(folder / MODEL, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        for name, text in self.beside.items():
+            write_text(folder / name, text)
 
     def _due(self) -> bool:
         late = time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
@@ -365,10 +371,12 @@ def _schedule(s: Settings, n_batches: int) -> Schedule:
     )
 
 
-def _keep_previous(checkpoint: Path) -> None:
-    """A new training in a used folder must not be continued from the old one's checkpoint."""
-    if checkpoint.is_file():
-        checkpoint.replace(checkpoint.with_name("previous-checkpoint.safetensors"))
+def _keep_previous(folder: Path) -> None:
+    """A new training in a used folder must not be continued from the old one's checkpoint, nor, while
+    it is unfinished, be taken for the old one by its weights and figures."""
+    for name in (CHECKPOINT, WEIGHTS, METRICS):
+        if (folder / name).is_file():
+            (folder / name).replace(folder / f"previous-{name}")
 
 
 def _check(train: Dataset, settings: Settings) -> None:
