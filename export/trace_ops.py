@@ -249,6 +249,12 @@ def apply_nodes(
     if isinstance(value, Series) and value.layout != "folded":
         if not all(isinstance(n, (Dense, Scale, Flatten)) for n in made):
             raise rec.refuse("a layer is given all steps at once", "fold time into the batch")
+        along_time = value.layout == "last" or not rec.builder.shapes[value.node]
+        if along_time and any(isinstance(n, Dense) for n in made):
+            raise rec.refuse(
+                "a Linear weighs the time steps against each other, the later ones too",
+                "weigh channels or neurons, or keep it on the host",
+            )
     node = value.node
     for each in made:
         node = rec.builder.add(replace(each, name=name, inputs=(node,), source=rec.line()))

@@ -140,8 +140,13 @@ def _one_step(which: Any) -> str:
 
 
 def _record(net: nn.Module, x: Tensor, plan: Plan, can_restart: bool) -> tuple[Graph, Recorder]:
-    """One run under the recorder; a module that cannot be followed becomes Opaque as a whole."""
-    opaque: dict[str, str] = {}
+    """One run under the recorder; a module that cannot be followed becomes Opaque as a whole.
+
+    One that says itself why no chip can run it (`host_only`) does so at once, so that it is one reason
+    and not one for each of its operations.
+    """
+    said = {name: getattr(m, "host_only", None) for name, m in net.named_modules() if name}
+    opaque = {k: str(why) for k, why in said.items() if why and _may_be_opaque(net, k, plan)}
     while True:
         try:
             return _record_once(net, x, plan, can_restart, opaque)

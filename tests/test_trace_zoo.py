@@ -172,7 +172,7 @@ def test_attention_over_time_is_opaque_as_a_module() -> None:
     kinds = {n.kind for n in opaque(graph).values()}
     assert kinds == {"Attention"}
     reason = graph["unit1_1.attention2"].reason
-    assert "models_syna.py" in reason and "mixes samples or steps" in reason
+    assert "computed from all steps" in reason
 
 
 class Mixer(nn.Module):

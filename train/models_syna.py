@@ -62,6 +62,8 @@ class Attention(Stepped):
     space a convolution of the mean and the maximum. It looks at all steps: no step-by-step form.
     """
 
+    host_only = "a gate computed from all steps, later ones too, multiplies every current"
+
     def __init__(self, config: SynAConfig, channels: int, inhibit: bool) -> None:
         super().__init__()
         self.steps, self.inhibit = config.steps, inhibit
