@@ -49,9 +49,27 @@ def fits(linear: LinearMap, weight: np.ndarray) -> bool:
     small = weight.size > 0 and weight.min() >= -128 and weight.max() <= 127
     match linear:
         case ConvMap():  # one channel a group meets the same fault as in float32, see dense.py
-            return small and linear.groups == 1 and linear.in_shape[0] > 1 and available()
+            plain = linear.groups == 1 and linear.in_shape[0] > 1 and not sees_padding_only(linear)
+            return small and plain and available()
         case DenseMap():
             return small and len(weight) >= NARROWEST and available()
+    return False
+
+
+def sees_padding_only(conv: ConvMap) -> bool:
+    """Whether some row or column of outputs reads nothing but padding.
+
+    oneDNN's 8-bit convolution (torch 2.13, AVX-512) crashes on such columns: an input one column
+    wide, a kernel as wide, a stride of 2 and padding of 1 give two outputs left and right of it.
+    """
+    axes = zip(
+        conv.in_shape[1:], conv.out_shape[1:], conv.weight.shape[2:],
+        conv.stride, conv.padding, conv.dilation, strict=True,
+    )  # fmt: skip
+    for n, n_out, k, stride, padding, dilation in axes:
+        at = np.arange(n_out)[:, None] * stride - padding + np.arange(k) * dilation
+        if not ((at >= 0) & (at < n)).any(1).all():
+            return True
     return False
 
 

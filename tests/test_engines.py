@@ -279,6 +279,61 @@ def test_8_bit_products_are_used_and_equal(monkeypatch: pytest.MonkeyPatch) -> N
     assert dense.backend(other)._synapses["p"].int8 is None
 
 
+@pytest.mark.parametrize(
+    ("in_shape", "kernel", "stride", "padding", "dilation"),
+    [
+        ((2, 5, 1), (1, 1), (1, 2), (1, 1), (1, 2)),  # every column of outputs left and right of it
+        ((4, 3, 1), (2, 1), (1, 2), (1, 1), (2, 2)),
+        ((3, 1, 4), (1, 2), (2, 1), (1, 0), (1, 1)),  # the same in rows
+        ((2, 3, 3), (2, 2), (1, 1), (2, 2), (1, 1)),  # the outermost ones alone
+    ],
+)
+def test_outputs_that_read_only_padding(in_shape, kernel, stride, padding, dilation) -> None:  # type: ignore[no-untyped-def]
+    """The first two end the process in oneDNN's 8-bit convolution; so none of them goes there."""
+    from ranvier.sim import int8
+
+    rows, cols = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(in_shape[1:], kernel, stride, padding, dilation, strict=True)
+    )
+    weight = np.random.default_rng(0).integers(-60, 60, (3, in_shape[0], *kernel)) * 2
+    conv = ConvMap(
+        weight=weight, in_shape=in_shape, out_shape=(3, rows, cols), stride=stride,
+        padding=padding, dilation=dilation,
+    )  # fmt: skip
+    assert int8.sees_padding_only(conv) and not int8.fits(conv, weight >> 1)
+    bias = np.arange(3 * rows * cols).reshape(3, rows, cols)
+    program = Program(
+        populations={
+            "in": Population(name="in", shape=in_shape),
+            "out": Population(
+                name="out", shape=conv.out_shape, cell=Cell(vth=50, bias_mant=bias, bias_exp=6)
+            ),
+        },
+        projections={"p": Projection(name="p", source="in", target="out", map=conv)},
+        readout=Readout(population="out"),
+    )
+    x = np.random.default_rng(1).integers(0, 2, (4, 3, *in_shape))
+    want = run(program, x, "reference", STATES)
+    for engine in ("dense", "events"):
+        assert_equal(want, run(program, x, engine, STATES))
+
+
+def test_padding_that_the_kernel_sees_past_still_takes_8_bits() -> None:
+    """The control of the test above."""
+    from ranvier.sim import int8
+
+    weight = np.ones((2, 3, 3, 3), np.int16)
+    for stride in ((1, 1), (2, 2)):
+        side = (6 - 1) // stride[0] + 1
+        conv = ConvMap(
+            weight=weight, in_shape=(3, 6, 6), out_shape=(2, side, side), stride=stride,
+            padding=(1, 1),
+        )  # fmt: skip
+        assert not int8.sees_padding_only(conv)
+        assert int8.fits(conv, weight) == int8.available()
+
+
 def test_importing_sim_brings_in_neither_torch_nor_numba() -> None:
     code = (
         "import sys, ranvier.sim, ranvier.sim.runner, ranvier.sim.ledger\n"
