@@ -319,7 +319,7 @@ class _Compiler:
             elif isinstance(linear, Scale):
                 weight = weight * gain
             else:
-                weight = weight * by_row(gain, weight)
+                weight = weight * by_row(gain, weight, self.graph.shapes[node.name])
             found.append(
                 Incoming(
                     linear.name,
@@ -541,7 +541,7 @@ def _single(node: Node) -> bool:
 
 
 def _require_room(name: str, q_max: float, top: float) -> None:
-    if q_max * top < 1:
+    if 0 < q_max * top < 1:  # nothing arrives where all weights are zero
         raise CapacityError(
             f"compile: '{name}' has no scale at which its sums are proved to fit the chip: "
             f"at most {q_max:.3g} units per 1.0. Lower its fan-in, its inputs' range, or its threshold"

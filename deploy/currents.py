@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +24,11 @@ def gain_of(model: NeuronModel) -> np.ndarray | float:
     return 1.0
 
 
-def by_row(gain: Any, weight: np.ndarray) -> np.ndarray:
-    """A gain a target channel (or neuron, of a Dense) as a factor of the weight's rows."""
+def by_row(gain: Any, weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A gain that broadcasts to the target's shape as a factor of the weight's rows: channels, or neurons."""
     flat = np.asarray(gain).reshape(-1)
+    if len(flat) != weight.shape[0] == math.prod(shape):
+        flat = np.broadcast_to(gain, shape).reshape(-1)
     if len(flat) != weight.shape[0]:
         raise UnsupportedError(
             f"compile: a gain of shape {np.shape(gain)} differs inside a channel of a convolution"
@@ -61,8 +64,9 @@ def total_bias(node: Neuron) -> np.ndarray:
     bias = np.zeros(()) if node.bias is None else np.asarray(node.bias, np.float64)
     if isinstance(model, (CubaLIF, CubaLI)) and np.any(bias) and np.any(np.asarray(model.alpha)):
         raise UnsupportedError(
-            f"compile: '{node.name}' has a bias on its synaptic current, which piles up over the first "
-            "steps; the chip adds its bias to v. Move the bias behind the current's decay"
+            f"compile: '{node.name}' of a lowered graph has a bias on its synaptic current, which piles "
+            "up over the first steps; the chip adds its bias to v. Compile the source graph: lowering makes "
+            "it a neuron that fires in every step"
         )
     bias = bias * gain_of(model)
     leak = getattr(model, "v_leak", 0.0)

@@ -36,7 +36,7 @@ from ranvier.export.maps import (
     upsample_map,
 )
 from ranvier.export.maxima import common_levels, need_counts
-from ranvier.export.neurons import Relay, SlidingWindow, Threshold
+from ranvier.export.neurons import CubaLI, CubaLIF, Relay, SlidingWindow, Threshold
 from ranvier.export.nodes import (
     Conv,
     Delay,
@@ -266,12 +266,13 @@ class _Lowering:
             into = self.windowed(node, node.model, into)
             model = Threshold(v_threshold=node.model.v_threshold, strict=node.model.strict)
             return self.populate(replace(node, model=model, inputs=()), into)
+        if isinstance(node.model, (CubaLIF, CubaLI)) and np.any(np.asarray(node.model.alpha)):
+            into = self.with_bias_neuron(node, into)  # the chip's own bias goes past the current
         return self.populate(replace(node, inputs=()), into)
 
     def windowed(self, node: Neuron, model: SlidingWindow, into: Value) -> Value:
         """The sum over the last k inputs as k projections with lags 0..k-1."""
-        if into.const is not None and np.any(into.const):
-            into = self.with_bias_neuron(node, into)
+        into = self.with_bias_neuron(node, into)
         terms = [
             Term(
                 t.source,
@@ -285,15 +286,19 @@ class _Lowering:
         return Value(tuple(terms), into.shape)
 
     def with_bias_neuron(self, node: Neuron, into: Value) -> Value:
-        """The constant as a projection from one neuron that fires in every step from the first on."""
+        """The constant as a projection from one neuron that fires in every step from the first on.
+
+        One weight for each neuron: at the border of a padded convolution the constant is its own.
+        """
+        if into.const is None or not np.any(into.const):
+            return replace(into, const=None)
         entry = self.graph.inputs[0]
         quiet = Term(entry.name, 0, DenseLin(np.zeros((1, size(entry.shape)))))
         name = f"{node.name}/ones"
         one = Neuron(name=name, model=Threshold(v_threshold=0.5), bias=np.ones(1))
         self.populate(one, Value((quiet,), (1,)))
-        assert into.const is not None
         column = DenseLin(into.const.reshape(-1, 1))
-        return Value((*into.terms, Term(name, 0, column, (f"{node.name}/bias",))), into.shape)
+        return Value((*into.terms, Term(name, 0, column)), into.shape)
 
     def delay(self, node: Delay) -> Value:
         source = self.graph[node.inputs[0]]

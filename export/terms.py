@@ -36,7 +36,7 @@ class Value:
         const = None if self.const is None else linear.apply(self.const).reshape(shape)
         return Value(terms, shape, const)
 
-    def plus(self, constant: np.ndarray | None) -> Value:
+    def plus(self, constant: np.ndarray | float | None) -> Value:
         if constant is None:
             return self
         field = np.broadcast_to(np.asarray(constant, np.float64), self.shape)

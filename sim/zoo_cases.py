@@ -50,6 +50,7 @@ _SE_ROWS = ((3, 8, 8, 0, 1), (3, 16, 8, 1, 2), (3, 16, 12, 0, 1))
 _NO_NORM = {"norm": "none", "threshold": 1.0, "pool": "max"}
 _THIN = {"widths": (4, 8, 8), **_SMALL}
 _FOUR = {"widths": (4, 4, 8, 8), "image_size": 32, "num_classes": 10, "steps": 2}
+_CURRENTS = ("cuba", "sliding-psn", "paralif-t")
 _NEURONS = ("psn", "masked-psn", "psu", "ipsu", "rpsu", "paralif-sd", "paralif-st", "paralif-gs",
             "relu")  # fmt: skip
 
@@ -131,6 +132,7 @@ def _others() -> list[Case]:
         Case("sequential", columns, "8 channels, 8x8"),
         Case("sequential", {"neuron": "lif", **columns}, "8 channels, 8x8"),
         Case("sequential", {"neuron": "sliding-psn", **bare}, "8 channels, 8x8"),
+        Case("sequential", {"neuron": "sliding-psn", **columns}, "8 channels, 8x8"),
     ]  # fmt: skip
 
 
@@ -139,7 +141,7 @@ def _neurons() -> list[Case]:
     run: list[dict[str, Any]] = [
         {"neuron": "if"}, {"neuron": "plif"}, {"reset": "subtract"}, {"reset": "none"},
         {"decay_input": True},
-        *({"neuron": n, **_NO_NORM} for n in ("cuba", "sliding-psn", "paralif-t")),
+        *({"neuron": n, **_NO_NORM} for n in _CURRENTS), *({"neuron": n} for n in _CURRENTS),
     ]  # fmt: skip
     refused: list[dict[str, Any]] = [{"neuron": n} for n in _NEURONS]
     return [Case("cnn", {**options, **base}, "8x8 pixels") for options in (*run, *refused)]

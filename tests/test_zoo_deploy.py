@@ -23,6 +23,7 @@ DEPLOYABLE = {
     "cuba": ("cnn", {**NO_NORM, "neuron": "cuba"}),
     "sliding psn": ("cnn", {**NO_NORM, "neuron": "sliding-psn"}),
     "paralif-t": ("cnn", {**NO_NORM, "neuron": "paralif-t"}),
+    "cuba behind norms": ("cnn", {"image_size": 8, "neuron": "cuba"}),
     "vgg": ("vgg9", {"layers": (8, 0, 8, 0), "image_size": 8}),
     "event pair": ("dvs-snn", {"layers": (8, 0, 8, 0), "image_size": 8}),
     "sew7b": ("sew7b", {"widths": (8, 8), "image_size": 8, "steps": 4, "join": "or"}),

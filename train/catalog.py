@@ -147,12 +147,14 @@ NEURON_FACTS: dict[str, Facts] = {
     "lif": Facts("-", "-", "deployable"),
     "plif": Facts("Fang et al. 2021", "-", "deployable: its decay is fixed after training"),
     "cuba": Facts(
-        "-", "-", "deployable: the chip's own neuron; its layer must have no bias (norm='none')"
+        "-",
+        "-",
+        "deployable: the chip's own neuron; a bias is one more neuron, firing in every step",
     ),
     "psn": Facts("Fang et al. 2023", "-", _DENSE + ", and it sees the future"),
     "masked-psn": Facts("Fang et al. 2023", "-", _DENSE),
     "sliding-psn": Facts(
-        "Fang et al. 2023", "-", "deployable: k delayed synapses, no memory; a bias may not fit"
+        "Fang et al. 2023", "-", "deployable: k delayed synapses, no memory; a bias as with cuba"
     ),
     "psu": Facts("Li et al. 2024", "-", _SIGMOID),
     "ipsu": Facts("Li et al. 2024", "-", _SIGMOID),
@@ -160,7 +162,7 @@ NEURON_FACTS: dict[str, Facts] = {
     "paralif-t": Facts(
         "Yarga and Wood 2024",
         "-",
-        "deployable: a CUBA LIF without reset; its layer must have no bias (norm='none')",
+        "deployable: a CUBA LIF without reset; a bias as with cuba",
     ),
     "relu": Facts("-", "-", "host-only: real-valued output"),
     **{
