@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ranvier.deploy import compile, lint
 from ranvier.export import trace
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
-from ranvier.train.errors import UnsupportedError
+from ranvier.train.errors import DataError, UnsupportedError
 from ranvier.train.trainer import Trainer
 
 
@@ -184,3 +185,83 @@ def test_a_linear_along_time_is_refused_by_its_line(batch: int) -> None:
     said = r"test_outside.py:\d+: (a Linear weighs the time steps|t gives .* it mixes samples or steps)"
     with pytest.raises(UnsupportedError, match=said):
         trace(TimeGate().eval(), torch.rand(batch, 6))
+
+
+# ---- a data set of one's own ---------------------------------------------------------------------
+
+
+def save_set(folder: Path, **changes: Any) -> None:
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {
+        "x_train": rng.integers(0, 256, (12, 8, 8), dtype=np.uint8), "y_train": np.arange(12) % 4,
+        "x_test": rng.integers(0, 256, (4, 8, 8), dtype=np.uint8), "y_test": np.arange(4),
+    }  # fmt: skip
+    parts |= changes
+    np.savez(folder / "mine.npz", **{k: v for k, v in parts.items() if v is not None})
+
+
+def test_an_own_set_loads_by_its_file(tmp_path: Path) -> None:
+    from ranvier.train import load_dataset
+
+    save_set(tmp_path)
+    found = load_dataset("mine", tmp_path, split="test")
+    stored = np.load(tmp_path / "mine.npz")["x_test"]
+    np.testing.assert_array_equal(found.x.numpy()[:, 0], stored / np.float32(255))
+    assert found.n_classes == 4 and found.y.tolist() == [0, 1, 2, 3]
+    assert len(load_dataset("mine", tmp_path, split="all")) == 16
+    floats = np.linspace(-2, 2, 12 * 3 * 8 * 8).reshape(12, 3, 8, 8)
+    save_set(tmp_path, x_train=floats, x_test=floats[:4])
+    assert load_dataset("mine", tmp_path).input_shape == (3, 8, 8)
+    np.testing.assert_array_equal(load_dataset("mine", tmp_path).x, floats.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"y_test": None}, "no array 'y_test', only x_train, y_train, x_test"),
+        ({"y_train": np.arange(3)}, r"x_train \(12, 8, 8\) and y_train \(3,\)"),
+        ({"y_train": np.arange(12) - 1}, "y_train must be whole numbers from 0"),
+        ({"y_train": np.arange(12) / 2}, "y_train must be whole numbers from 0"),
+        ({"x_train": np.full((12, 8, 8), np.nan)}, "x_train holds values that are not finite"),
+        ({"x_train": np.zeros((12, 64))}, r"x_train of float64 and shape \(12, 64\)"),
+        ({"x_test": np.zeros((4, 9, 9))}, "in train and test; one shape"),
+        ({"x_train": np.array([{}] * 12)}, "cannot be read as npz"),
+    ],
+)
+def test_an_own_set_that_cannot_be_used_says_why(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    from ranvier.train import load_dataset
+
+    save_set(tmp_path, **changes)
+    with pytest.raises(DataError, match=said):
+        load_dataset("mine", tmp_path)
+
+
+def test_an_own_set_is_named_where_it_is_missed(tmp_path: Path) -> None:
+    from ranvier.train import load_dataset
+
+    with pytest.raises(DataError, match=rf"or your own in '{tmp_path}': mine.npz with x_train"):
+        load_dataset("mine", tmp_path)
+    for name in ("../mine", "", str(tmp_path / "mine")):
+        with pytest.raises(DataError, match="there is no set"):
+            load_dataset(name, tmp_path / "inside")
+
+
+def test_run_takes_an_own_set_and_says_what_is_wrong_with_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_set(tmp_path)
+    assert ranvier("run", folder, "--data", "mine", "--data-dir", tmp_path) == 0
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:200])
+    np.savez(tmp_path / "words.npz", x=np.array(["a"]))
+    capsys.readouterr()
+    for data, said in (
+        (tmp_path, "is a folder; name the set"),
+        (tmp_path / "none.npz", "there is no file"),
+        (tmp_path / "cut.npz", "cannot be read as npz"),
+        (tmp_path / "mine.npz", "an array 'x' is needed"),
+        (tmp_path / "words.npz", "numbers, and one label a sample"),
+    ):
+        assert ranvier("run", folder, "--data", data) == 2
+        assert said in capsys.readouterr().err

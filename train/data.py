@@ -101,7 +101,10 @@ def load_dataset(
     name      digits (always there), mnist, fashion_mnist, cifar10, cifar100; nmnist, dvs_gesture,
               ecg;
               cifar10_dvs, dvs128_gesture, ncaltech101, shd (through tonic); imagenet, or the name
-              of any folder <name>/{train,val}/<class>/<image>, decoded batch by batch
+              of any folder <name>/{train,val}/<class>/<image>, decoded batch by batch; or a set of
+              your own, <name>.npz with x_train, y_train, x_test, y_test: x of uint8 as [n, h, w] or
+              [n, h, w, channels], or of floats, taken as they are, as [n, h, w] or
+              [n, channels, h, w]
     data_dir  folder with the data; None: the environment variable RANVIER_DATA
     split     train, test or all
     steps     time bins of an event set (default 8); steps of a spike encoding
@@ -123,10 +126,11 @@ def load_dataset(
 
     folder = data_folder(data_dir)
     is_folder_set = name in FOLDER_SETS or _is_folder(name, folder)
-    _check(name, split, limit, is_folder_set)
+    is_own = not is_folder_set and _is_own(name, folder)
+    _check(name, folder, split, limit, is_folder_set or is_own)
     if is_folder_set:
         data = _folder_images(name, folder, split, size, encoding)
-    elif name in IMAGE_SETS:
+    elif name in IMAGE_SETS or is_own:
         data = _images(name, folder, split, size, download)
     else:
         from ranvier.train.data_events import load_events
@@ -143,12 +147,14 @@ def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path | None:
     return Path(found).expanduser() if found else None
 
 
-def _check(name: str, split: str, limit: int | None, is_folder_set: bool) -> None:
+def _check(name: str, folder: Path | None, split: str, limit: int | None, found: bool) -> None:
     known = IMAGE_SETS + EVENT_SETS + SEQUENCE_SETS + FOLDER_SETS
-    if name not in known and not is_folder_set:
+    if name not in known and not found:
+        where = "--data DIR or RANVIER_DATA" if folder is None else f"'{folder}'"
         raise DataError(
-            f"data: there is no set '{name}'; known sets: {', '.join(known)}, or a folder of that"
-            " name with train/<class>/<image> in it"
+            f"data: there is no set '{name}'; known sets: {', '.join(known)}; or your own in {where}:"
+            f" {name or '<name>'}.npz with x_train, y_train, x_test, y_test, or a folder of that name"
+            " with train/<class>/<image> in it"
         )
     if split not in SPLITS:
         raise DataError(f"data: there is no split '{split}'; a set has {', '.join(SPLITS)}")
@@ -161,6 +167,13 @@ def _is_folder(name: str, folder: Path | None) -> bool:
 
     known = IMAGE_SETS + EVENT_SETS + SEQUENCE_SETS
     return name not in known and is_folder(name, folder)
+
+
+def _is_own(name: str, folder: Path | None) -> bool:
+    """Whether `name` is a set that ranvier does not know, in an .npz file of that name."""
+    known = IMAGE_SETS + EVENT_SETS + SEQUENCE_SETS
+    plain = bool(name) and Path(name).name == name  # no path: what lies elsewhere is no set of DIR
+    return plain and name not in known and folder is not None and (folder / f"{name}.npz").is_file()
 
 
 def _folder_images(
@@ -194,17 +207,23 @@ def missing(name: str, folder: Path | None, wanted: Sequence[str], how: str) -> 
 def _images(
     name: str, folder: Path | None, split: str, size: int | None, download: bool
 ) -> Dataset:
+    classes = 100 if name == "cifar100" else 10
     if name == "digits":
         x, y = _digits(split)
-    else:
+    elif name in IMAGE_SETS:
         from ranvier.train.data_files import read_images
 
         x, y = read_images(name, folder, split, download)
+    else:
+        from ranvier.train.data_files import read_own
+
+        assert folder is not None
+        x, y, classes = read_own(name, folder, split)
     images = torch.from_numpy(np.ascontiguousarray(x))
     if size is not None:
         images = resize_images(images, size)
     labels = torch.from_numpy(np.ascontiguousarray(y).astype(np.int64))
-    return Dataset(images, labels, 100 if name == "cifar100" else 10, name, split)
+    return Dataset(images, labels, classes, name, split)
 
 
 def _digits(split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -99,6 +99,46 @@ def read_images(
     return _scale(name, x), y
 
 
+def read_own(name: str, folder: Path, split: str) -> tuple[Array, Array, int]:
+    """(x, y, number of classes) of FOLDER/<name>.npz, a set of the user's own.
+
+    Pixels of uint8 become k/255; floats are taken as they are. Raises DataError for anything else.
+    """
+    path = folder / f"{name}.npz"
+    parts = {part: _own_part(path, part) for part in ("train", "test")}
+    shapes = {x.shape[1:] for x, _ in parts.values()}
+    if len(shapes) > 1:
+        raise DataError(
+            f"data: '{path}' has samples of shape {' and '.join(map(str, sorted(shapes)))} in train and"
+            " test; one shape is needed"
+        )
+    classes = 1 + max(int(y.max(initial=0)) for _, y in parts.values())
+    x, y = _both(split, parts.__getitem__)
+    return x, y, classes
+
+
+def _own_part(path: Path, part: str) -> tuple[Array, Array]:
+    x, y = _npz(path, part)
+    if len(x) != len(y) or y.ndim != 1:
+        raise DataError(
+            f"data: '{path}' has x_{part} {x.shape} and y_{part} {y.shape}; one label a sample is needed"
+        )
+    if y.dtype.kind not in "iu" or y.min(initial=0) < 0:
+        raise DataError(
+            f"data: '{path}': y_{part} must be whole numbers from 0 (classes), not {y.dtype}"
+        )
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        return _scale(path.stem, x), y
+    if x.dtype.kind != "f" or x.ndim not in (3, 4):
+        raise DataError(
+            f"data: '{path}' has x_{part} of {x.dtype} and shape {x.shape}; wanted uint8 [n, h, w] or"
+            " [n, h, w, channels], or floats [n, h, w] or [n, channels, h, w]"
+        )
+    if not np.isfinite(x).all():
+        raise DataError(f"data: '{path}': x_{part} holds values that are not finite")
+    return np.asarray(x[:, None] if x.ndim == 3 else x, np.float32), y
+
+
 def _layout(name: str) -> str:
     return _IDX_FOLDERS[name][0] if name in _IDX_FOLDERS else _CIFAR[name][0]
 
@@ -142,11 +182,15 @@ def _both(split: str, read: Any) -> tuple[Array, Array]:
 def _npz(path: Path, split: str) -> tuple[Array, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            lacking = [k for k in (f"x_{split}", f"y_{split}") if k not in file]
+            if lacking:
+                raise DataError(
+                    f"data: '{path}' has no array '{lacking[0]}', only {', '.join(file) or 'nothing'};"
+                    " wanted x_train, y_train, x_test, y_test"
+                )
             return file[f"x_{split}"], file[f"y_{split}"]
-    except KeyError as error:
-        raise DataError(
-            f"data: '{path}' has no array {error}; wanted x_train, y_train, x_test, y_test"
-        ) from error
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"data: '{path}' cannot be read as npz: {error}") from error
     except Exception as error:  # zipfile.BadZipFile, zlib.error: a cut or damaged archive
