@@ -399,7 +399,9 @@ def study_published(as_json: Json = False) -> None:
 
 @study_app.command("bits")
 def study_bits(
-    dataset: str = "mnist",
+    dataset: Annotated[
+        str, typer.Option(help="of the stored networks: mnist, mnist-wide, fashion_mnist")
+    ] = "mnist",
     only: Annotated[str, typer.Option(help="pattern of <model>-<join>")] = "*",
     lava_samples: Annotated[int, typer.Option(help="samples run in Lava, each network")] = 20,
     limit: Limit = None,

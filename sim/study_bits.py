@@ -39,6 +39,14 @@ def stored(tag: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def data_of(model: str, join: str, tag: str) -> str:
+    """The data set that a stored network was trained on: that of its recipe."""
+    from ranvier.train.models import weights_path
+
+    beside = json.loads(weights_path(model, join, tag).with_suffix(".json").read_text())
+    return str(beside["recipe"]["data"]["name"])
+
+
 def study_bits(
     dataset: str = "mnist",
     *,
@@ -52,8 +60,9 @@ def study_bits(
     only: str = "*",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """One row a network stored for `dataset`; rows that `out` holds of the same weights are kept.
+    """One row a network stored as `dataset`; rows that `out` holds of the same weights are kept.
 
+    dataset      what `create_model(..., pretrained=dataset)` takes: "mnist", "mnist-wide"
     ptq          weight bits, after training
     qat          weight bits of the quantization-aware fine-tuning (one pass over `qat_samples`)
     lava_samples test samples that also run as Lava processes, at 8 bits
@@ -101,11 +110,12 @@ def _row(
     begin = time.perf_counter()
     net = create_model(model, join=join, pretrained=dataset)
     net.eval()
-    train = load_dataset(dataset, data_dir, "train", size=_side(net))
+    data = data_of(model, join, dataset)
+    train = load_dataset(data, data_dir, "train", size=_side(net))
     held = min(VALIDATION, len(train) // 5)
     unseen = train.subset(slice(len(train) - held, None))
     part = train.subset(slice(0, min(qat_samples, len(train) - held)))
-    test = load_dataset(dataset, data_dir, "test", size=_side(net), limit=limit)
+    test = load_dataset(data, data_dir, "test", size=_side(net), limit=limit)
     x = train.x[:CALIBRATION].float().numpy()
     graph = trace(net, train.x[:4].float())
     wanted = {8, *ptq} | ({qat} if qat else set())
