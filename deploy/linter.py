@@ -15,7 +15,7 @@ from ranvier.deploy import rules_accuracy, rules_fit, rules_mapping
 from ranvier.deploy.chip import LOIHI2, Chip, chip_named
 from ranvier.deploy.rules import RULES, Context, Rule, Severity
 from ranvier.export.graph import Graph
-from ranvier.train.errors import RangeError, UnsupportedError
+from ranvier.train.errors import RangeError, UnsupportedError, expect
 
 FAMILIES = (rules_mapping, rules_accuracy, rules_fit)
 LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
@@ -50,6 +50,7 @@ def lint(
     select, ignore  codes or their beginnings, such as "RV3"; ignore wins
     Raises UnsupportedError for a lowered graph, RangeError for a code that no rule has.
     """
+    expect(graph, Graph, "lint", "trace(net, sample) makes one of a module")
     if graph.spec != "source":
         raise UnsupportedError("lint: the graph is lowered; lint takes it as it was traced or read")
     context = Context(graph, chip_named(chip) if isinstance(chip, str) else chip, weight_bits)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ranvier.deploy.chip import LOIHI2, Chip
+from ranvier.deploy.chip import LOIHI2, Chip, chip_named
 from ranvier.deploy.program import Population, Program
 from ranvier.deploy.resources import Need, Slice, cut, need
 from ranvier.export.linear import image
-from ranvier.train.errors import CapacityError, RangeError, UnsupportedError
+from ranvier.train.errors import CapacityError, RangeError, UnsupportedError, expect
 
 SOLVER_SLICES = 60  # the solver is asked up to here; beyond it the greedy packing stands
 SOLVER_SECONDS = 10.0
@@ -159,7 +159,7 @@ class Placement:
 
 def place(
     program: Program,
-    chip: Chip = LOIHI2,
+    chip: Chip | str = LOIHI2,
     *,
     max_chips: int = 64,
     solver: Literal["auto", "greedy", "highspy"] = "auto",
@@ -172,6 +172,9 @@ def place(
     Raises CapacityError naming the population, the resource, by how much, and what would help;
     UnsupportedError where the chip lacks what the program uses.
     """
+    expect(program, Program, "place", "compile(graph, calibration=x) makes one")
+    chip = chip_named(chip) if isinstance(chip, str) else chip
+    expect(chip, Chip, "place", "give LOIHI1 or LOIHI2")
     if solver not in ("auto", "greedy", "highspy"):
         raise RangeError(f"place: solver '{solver}' is none of auto, greedy, highspy")
     check_chip(program, chip)

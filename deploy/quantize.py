@@ -51,6 +51,17 @@ class Incoming:
     moments: Moments
     bits: int
 
+    def __post_init__(self) -> None:
+        if self.bits != int(self.bits):
+            raise RangeError(
+                f"compile: weight_bits is {self.bits}; a whole number, 1..8, is needed"
+            )
+        if self.bits == 1 and self.mixed:
+            raise RangeError(
+                f"compile: '{self.name}' has weights of both signs, and one bit holds 0 and one other "
+                "value; give weight_bits=2 or more"
+            )
+
     @property
     def top(self) -> float:
         return float(np.abs(self.weight).max(initial=0.0))
@@ -157,7 +168,7 @@ def choose_scale(
     incoming: list[Incoming], q_max: float, theta: np.ndarray | float, search: bool
 ) -> Scaled:
     """The scale with the least expected squared error of current and threshold."""
-    fills = [(256 - 2 ** (9 - i.bits)) / i.top for i in incoming if i.top > 0]
+    fills = [max(256 - 2 ** (9 - i.bits), 128) / i.top for i in incoming if i.top > 0]
     if not fills:
         q = min(q_max, 256.0)
         return _at(incoming, q, theta, 1.0)

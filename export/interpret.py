@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 def with_time(x: Any, shape: Shape, steps: int | None, where: str) -> Any:
     """x `[time, batch, *shape]`, or `[batch, *shape]` held for `steps` steps.
 
-    Raises ShapeError, or RangeError for no step or an empty batch."""
+    Raises ShapeError, also for what is no array, or RangeError for no step or an empty batch.
+    """
+    x = x if hasattr(x, "detach") else np.asarray(x)
+    if not hasattr(x, "detach") and x.dtype.kind not in "biuf":
+        raise ShapeError(f"{where}: x is no array of real numbers, but of {x.dtype}")
     if tuple(x.shape[2:]) == shape and x.ndim == len(shape) + 2:
         series = x
     elif tuple(x.shape[1:]) == shape and x.ndim == len(shape) + 1:

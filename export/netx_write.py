@@ -27,6 +27,10 @@ def write_net(program: Any, path: str | os.PathLike[str]) -> None:
     """
     import h5py
 
+    if not hasattr(program, "projections"):
+        raise UnsupportedError(
+            f"write_net: {type(program).__name__} is no Program; compile(graph, calibration=x) makes one"
+        )
     layers = _layers(program)
     with atomic_write(path) as part, h5py.File(part, "w") as file:
         for i, layer in enumerate(layers):

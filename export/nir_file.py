@@ -18,7 +18,7 @@ from ranvier.export.nir_fields import Context
 from ranvier.export.nir_read import decode
 from ranvier.export.nir_words import DEFAULT_DT
 from ranvier.export.nir_write import encode
-from ranvier.train.errors import FormatError, RangeError, RanvierError
+from ranvier.train.errors import FormatError, RangeError, RanvierError, expect
 
 
 def read_nir(
@@ -71,6 +71,7 @@ def write_nir(graph: Graph, path: str | os.PathLike[str]) -> list[str]:
 
     Raises UnsupportedError for what cannot be written, RanvierError where the folder cannot be.
     """
+    expect(graph, Graph, "write_nir", "trace(net, sample) makes one of a module")
     raw, notes = encode(graph)
     nir_raw.store(path, raw)
     return notes

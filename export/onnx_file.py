@@ -57,8 +57,13 @@ def write_onnx(
         raise UnsupportedError("onnx: a static input is held for a number of steps; give steps=T")
     if isinstance(graph, Graph):
         net = network(graph)
-    else:
+    elif hasattr(graph, "onnx_network"):
         net = graph.onnx_network()
+    else:
+        raise UnsupportedError(
+            f"onnx: {type(graph).__name__} is no Graph and no Program; trace(net, sample) makes a Graph "
+            "of a module"
+        )
     model = one_step(net) if steps is None else sequence(net, steps, static)
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as part:

@@ -75,14 +75,13 @@ def trace(
         raise UnsupportedError(
             f"trace: {type(net).__name__} is no torch.nn.Module; give the module"
         )
-    x = sample if torch.is_tensor(sample) else torch.from_numpy(np.array(sample))
+    x = sample if torch.is_tensor(sample) else _tensor(sample)
     if x.ndim < 2 or 0 in x.shape:
         raise ShapeError(
             f"trace: the sample has the shape {tuple(x.shape)}; [batch, ...] or [time, batch, ...] "
             "is needed, nothing empty"
         )
-    if not x.is_floating_point():
-        x = x.float()
+    x = x.to(next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32))
     if steps is not None and steps < 1:
         raise RangeError(f"trace: steps is {steps}; at least 1 is needed")
     plan = make_plan(net, x, output)
@@ -101,6 +100,15 @@ def trace(
         except UnsupportedError:
             pass
         raise
+
+
+def _tensor(sample: Any) -> Tensor:
+    import torch
+
+    array = np.array(sample)
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(f"trace: the sample is no array of real numbers, but of {array.dtype}")
+    return torch.from_numpy(array)
 
 
 def _verified(graph: Graph, net: nn.Module, x: Tensor, plan: Plan, recorder: Recorder) -> Graph:

@@ -132,7 +132,13 @@ class Ledger:
         spikes = self.populations[name]["n_spikes"]
         return float(spikes.sum() / (len(spikes) * self.sizes[name] * self.n_samples))
 
+    def __radd__(self, other: Any) -> Ledger:
+        """So that sum(ledgers) works: it starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __add__(self, other: Ledger) -> Ledger:
+        if not isinstance(other, Ledger):
+            return NotImplemented
         if self.sizes != other.sizes or set(self.projections) != set(other.projections):
             raise ShapeError("ledger: only ledgers of the same program add")
         return Ledger(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ranvier.deploy.program import Program
 from ranvier.sim.ledger import Counter, Ledger, Record, Trace
-from ranvier.train.errors import RangeError
+from ranvier.train.errors import RangeError, expect
 
 STATES = ("spikes", "u", "v")
 
@@ -108,7 +108,7 @@ def run(
     program: Program,
     x: Any,
     engine: str = "auto",
-    record: tuple[str, ...] = (),
+    record: str | Sequence[str] = (),
     *,
     steps: int | None = None,
     **options: Any,
@@ -122,9 +122,11 @@ def run(
     Raises RangeError for an unknown engine or record, or values that the input cannot send;
     ShapeError for a wrong shape.
     """
+    expect(program, Program, "run", "compile(graph, calibration=x) makes one of a Graph")
     known = engines()
     if engine not in known:
         raise RangeError(f"run: engine '{engine}' is none of {', '.join(known)}")
+    record = (record,) if isinstance(record, str) else tuple(record)
     wrong = [r for r in record if r not in STATES]
     if wrong:
         raise RangeError(f"run: cannot record '{wrong[0]}'; any of {', '.join(STATES)}")

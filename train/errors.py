@@ -36,3 +36,10 @@ class DataError(RanvierError):
 
 class LavaError(RanvierError, RuntimeError):
     """Lava failed, hung past its time limit, or is not installed."""
+
+
+def expect(value: object, kind: type, stage: str, hint: str) -> None:
+    """Raises UnsupportedError unless `value` is a `kind`; `hint` says how to make one."""
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise UnsupportedError(f"{stage}: {found} is no {kind.__name__}; {hint}")
