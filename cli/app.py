@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ranvier.train.errors import RanvierError
+from ranvier.train.errors import RangeError, RanvierError
 from ranvier.train.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -28,10 +28,27 @@ app.add_typer(study_app, name="study")
 
 Target = Annotated[Path, typer.Argument(help="a run folder, or a file")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+UPRIGHT = 12  # columns that a line of a terminal can still hold
 WHERE = "where data sets lie (default: RANVIER_DATA)"
 DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data", help=WHERE)]
 Limit = Annotated[int | None, typer.Option(help="samples at most")]
 Chip = Annotated[str, typer.Option(help="loihi1 or loihi2")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """From a spiking network trained in snntorch to bit-exact Loihi integers."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"ranvier {installed('ranvier')}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        raise typer.BadParameter("give a command")
 
 
 def run_app(argv: list[str]) -> int:
@@ -61,12 +78,17 @@ def run_app(argv: list[str]) -> int:
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, title: str = "") -> None:
-    """Prints rows as a table, or as JSON."""
+    """Prints rows as a table, or as JSON; a single row of many columns stands upright."""
     if as_json:
         print(json.dumps(rows, indent=1, default=str))
         return
     from rich.console import Console
     from rich.table import Table
+
+    if len(rows) == 1 and len(rows[0]) > UPRIGHT:
+        widest = max(map(len, rows[0]))
+        print("\n".join(f"{key:<{widest}}  {cell(value)}" for key, value in rows[0].items()))
+        return
 
     table = Table(title=title or None, title_justify="left")
     for key in rows[0] if rows else ():
@@ -151,7 +173,11 @@ def models(
     """List the networks."""
     from ranvier.train import list_models
 
-    show([{"model": name} for name in list_models(pattern)], as_json)
+    found = list_models(pattern)
+    if not found:
+        print(f"ranvier: no network's name matches '{pattern}'", file=sys.stderr)
+    if found or as_json:
+        show([{"model": name} for name in found], as_json)
 
 
 @app.command()
@@ -182,6 +208,11 @@ def train(
 
     loaded = load_recipe(recipe, setting or [])
     folder = out or Path("runs") / Path(recipe).stem
+    if not resume and (folder / "metrics.json").is_file():
+        print(
+            f"ranvier: train: '{folder}' holds an earlier training; its files stay as previous-*",
+            file=sys.stderr,
+        )
     result = train_recipe(loaded, folder, resume=resume, data_dir=data_dir)
     show([{"run": str(folder), **result.metrics}], as_json)
 
@@ -219,7 +250,10 @@ def lint(
     if every:
         from ranvier.sim.lint_zoo import rows
 
-        show([r.cells() for r in rows(pattern)], as_json)
+        found = rows(pattern)
+        if not found:
+            raise RangeError(f"lint: no network's name matches '{pattern}'; see `ranvier models`")
+        show([r.cells() for r in found], as_json)
         return
     if source is None:
         raise typer.BadParameter("lint: give a run folder or a file, or --all")
@@ -456,8 +490,6 @@ def split(names: str) -> tuple[str, ...]:
 
 def parsed_rates(rates: str) -> tuple[float, ...]:
     """Shares between 0 and 1; raises RangeError for anything else."""
-    from ranvier.train.errors import RangeError
-
     try:
         found = tuple(float(r) for r in split(rates))
     except ValueError as error:

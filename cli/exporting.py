@@ -87,6 +87,11 @@ def compile_source(
 
     target = chip_named(chip)
     if source.suffix == ".net" and source.is_file():
+        if calibration is not None or options != {"weight_bits": 8, "joins": "auto"}:
+            raise RangeError(
+                f"compile: '{source}' holds whole numbers already; --bits, --joins and --calibration have "
+                "nothing to choose there"
+            )
         from ranvier.deploy.netx_file import read_program
 
         program = read_program(source)
@@ -149,7 +154,7 @@ def run_program(
     from ranvier.train.files import write_text
 
     x, y = arrays(data, split="test", data_dir=data_dir, limit=limit, shape=program.input.shape)
-    found = evaluate(program, x, y, engine=engine, batch_size=batch_size)
+    found = evaluate(program, x, y, engine=engine, batch_size=batch_size, progress=True)
     if ledger is not None:
         write_text(ledger, json.dumps(found.ledger.to_dict(), indent=1))
     counts = found.ledger

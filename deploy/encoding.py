@@ -21,7 +21,8 @@ def input_population(node: Input, x: np.ndarray | None, input_bits: int, chip: C
         whole_numbers = whole_numbers or bool((x == np.rint(x)).all())
     if not (np.isfinite(lo) and np.isfinite(hi)):
         raise RangeError(
-            f"compile: the range of input '{node.name}' is not known; give calibration data"
+            f"compile: the range of input '{node.name}' is not known; give calibration data "
+            "(calibration=x; --calibration digits, or FILE.npz with x)"
         )
     lo, hi = min(lo, 0.0), max(hi, 1e-9)
     if whole_numbers and lo >= 0 and hi <= 1:

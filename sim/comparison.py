@@ -163,6 +163,9 @@ def compare(
     Lava is skipped, with the reason in `skipped`, where it is not installed.
     Raises RangeError for an unknown engine, ShapeError for data that does not fit.
     """
+    for name, n, least in (("limit", limit, 1), ("lava_limit", lava_limit, 0)):
+        if n is not None and n < least:
+            raise RangeError(f"compare: {name} is {n}; give {least} or more")
     x, y = _samples(dataset, program, limit)
     _check(engines, net)
     tell = progress or (lambda what, done, total: None)

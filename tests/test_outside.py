@@ -13,11 +13,11 @@ import torch
 from snntorch import utils
 from torch import nn
 
-from ranvier.deploy import compile, lint
-from ranvier.export import trace
+from ranvier.deploy import compile, lint, place
+from ranvier.export import trace, write_net, write_nir, write_onnx
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
-from ranvier.train.errors import DataError, UnsupportedError
+from ranvier.train.errors import DataError, RangeError, ShapeError, UnsupportedError
 from ranvier.train.trainer import Trainer
 
 
@@ -265,3 +265,133 @@ def test_run_takes_an_own_set_and_says_what_is_wrong_with_one(
     ):
         assert ranvier("run", folder, "--data", data) == 2
         assert said in capsys.readouterr().err
+
+
+# ---- the wrong kind of thing ---------------------------------------------------------------------
+
+
+def plain() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), snn.Leaky(beta=0.5, init_hidden=True), nn.Linear(5, 3))
+    return net, torch.rand(4, 6)
+
+
+def test_a_module_where_a_graph_belongs_is_told_the_way(tmp_path: Path) -> None:
+    net, x = plain()
+    graph: Any = trace(net, x, steps=3)
+    program: Any = compile(graph, calibration=x)
+    anything: Any = net
+    for call in (
+        lambda: write_nir(anything, tmp_path / "a.nir"),
+        lambda: write_onnx(anything, tmp_path / "a.onnx", steps=2),
+        lambda: lint(anything),
+    ):
+        with pytest.raises(UnsupportedError, match=r"Sequential is no Graph.*trace\(net, sample\)"):
+            call()
+    for call in (
+        lambda: write_net(graph, tmp_path / "a.net"),
+        lambda: place(graph),
+        lambda: run(graph, x),
+    ):
+        with pytest.raises(UnsupportedError, match="Graph is no Program; compile"):
+            call()
+    with pytest.raises(UnsupportedError, match="NoneType is no Chip; give LOIHI1 or LOIHI2"):
+        place(program, None)  # type: ignore[arg-type]
+    assert place(program, "loihi2").n_cores == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("x", ["abc", None, np.array([None] * 24, object).reshape(4, 6)])
+def test_what_is_no_array_of_numbers_is_told(x: Any) -> None:
+    net, sample = plain()
+    graph = trace(net, sample, steps=3)
+    with pytest.raises(ShapeError, match="x is no array of real numbers"):
+        graph.run(x)
+    with pytest.raises(ShapeError, match="x is no array of real numbers"):
+        run(compile(graph, calibration=sample), x)
+
+
+def test_one_record_needs_no_tuple_and_ledgers_sum() -> None:
+    net, x = plain()
+    result = run(compile(trace(net, x, steps=3), calibration=x), x, record="spikes")
+    assert result.trace["1"].spikes is not None
+    assert sum([result.ledger, result.ledger]).n_synops == 2 * result.ledger.n_synops
+    with pytest.raises(TypeError):
+        result.ledger + 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [(1, "weights of both signs, and one bit holds"), (4.5, "a whole number, 1..8")],
+)
+def test_weight_bits_that_hold_nothing(bits: Any, said: str) -> None:
+    net, x = plain()
+    with pytest.raises(RangeError, match=said):
+        compile(trace(net, x, steps=3), calibration=x, weight_bits=bits)
+
+
+def test_one_bit_is_enough_for_weights_of_one_sign() -> None:
+    net, x = plain()
+    for p in net.parameters():
+        p.data.abs_()
+    program = compile(trace(net, x, steps=3), calibration=x, weight_bits=1)
+    weights = [p.map.weight for p in program.projections.values() if p.bits == 1]
+    assert weights and all(set(np.unique(w)) <= {0, 128} for w in weights)
+    np.testing.assert_array_equal(run(program, x).output, run(program, x, "reference").output)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.uint8, bool])
+def test_a_sample_of_any_numbers_is_traced(dtype: Any) -> None:
+    net, x = plain()
+    assert trace(net, (x.numpy() * 2).astype(dtype), steps=3).inputs[0].shape == (6,)
+
+
+def test_a_sample_that_is_no_array_is_told() -> None:
+    for wrong in (None, "abc", [object()] * 4):
+        with pytest.raises(ShapeError, match="the sample is no array of real numbers"):
+            trace(plain()[0], wrong)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def test_train_prints_figures_that_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("digits-ms", tmp_path / "run", "-s", "epochs=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:1] == ["accuracy"] and float(line.split()[1]) > 0 for line in lines)
+    assert train("digits-ms", tmp_path / "run", "-s", "epochs=1") == 0
+    assert "holds an earlier training" in capsys.readouterr().err
+
+
+def test_version_and_debug_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ranvier("--version") == 0 and capsys.readouterr().out.startswith("ranvier 0.")
+    assert ranvier("--help") == 0 and "--debug" in capsys.readouterr().out
+    assert ranvier() == 2
+    assert "Usage: ranvier" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lint", "--all", "--pattern", "zzz"], "no network's name matches 'zzz'"),
+        (["compare", "RUN", "--engines", "torch", "--limit", "0"], "compare: limit is 0"),
+        (["compare", "RUN", "--engines", "torch", "--lava-limit", "-1"], "lava_limit is -1"),
+        (["compile", "RUN/net.nir"], "--calibration digits, or FILE.npz"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "RUN/net.nir" in words:
+        assert ranvier("export", folder, "--nir", folder / "net.nir", "--no-verify") == 0
+    capsys.readouterr()
+    assert ranvier(*(w.replace("RUN", str(folder)) for w in words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_no_model_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ranvier("models", "zzz") == 0 and "matches 'zzz'" in capsys.readouterr().err
+    assert ranvier("models", "zzz", "--json") == 0 and capsys.readouterr().out.strip() == "[]"
