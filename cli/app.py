@@ -110,8 +110,8 @@ def cell(value: Any) -> str:
 def demo(
     out: Annotated[Path, typer.Option(help="folder for all artifacts")] = Path("runs/demo"),
     report: Annotated[Path, typer.Option(help="copy of the report")] = Path("report.html"),
-    lava_samples: Annotated[int, typer.Option(help="samples run in Lava, each join")] = 5,
-    epochs: Annotated[int, typer.Option(help="training epochs")] = 10,
+    lava_samples: Annotated[int, typer.Option(min=0, help="samples run in Lava, each join")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="training epochs")] = 10,
     seed: int = 0,
 ) -> None:
     """Train, export, compile and run one small network with each residual connection."""
@@ -272,7 +272,7 @@ def lint(
 @app.command()
 def compile(
     source: Target,
-    bits: Annotated[int, typer.Option(help="weight bits, 1 to 8")] = 8,
+    bits: Annotated[int, typer.Option(min=1, max=8, help="weight bits, 1 to 8")] = 8,
     joins: Annotated[str, typer.Option(help="auto, linear (unrolled), graded (relay)")] = "auto",
     chip: Chip = "loihi2",
     output: Annotated[Path | None, typer.Option("-o", help="the program's file")] = None,
@@ -366,10 +366,10 @@ def study_residual(
         Path | None, typer.Option(help="load trained networks: <join>-s<seed>/ in this folder")
     ] = None,
     stored: Annotated[bool, typer.Option("--stored", help="load the networks of ranvier")] = False,
-    processes: Annotated[int, typer.Option(help="runs at a time")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
     limit: Annotated[int | None, typer.Option(help="test samples at most")] = None,
     onnx_limit: Annotated[int, typer.Option(help="test samples in ONNX Runtime")] = 2000,
-    bits: Annotated[int, typer.Option(help="weight bits, 1 to 8")] = 8,
+    bits: Annotated[int, typer.Option(min=1, max=8, help="weight bits, 1 to 8")] = 8,
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="measure finished runs again")
     ] = False,
@@ -404,9 +404,9 @@ def study_depth(
     joins: str = "vanilla,sew,ms,or",
     seeds: Annotated[str, typer.Option(help="how many, or which: '3', or '0,4,7'")] = "2",
     setting: Annotated[list[str] | None, typer.Option("-s", help="key=value")] = None,
-    epochs: Annotated[int, typer.Option(help="of each training")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="of each training")] = 6,
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/depth"),
-    processes: Annotated[int, typer.Option(help="runs at a time")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
     limit: Annotated[int | None, typer.Option(help="test samples at most")] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -437,7 +437,9 @@ def study_bits(
         str, typer.Option(help="of the stored networks: mnist, mnist-wide, fashion_mnist")
     ] = "mnist",
     only: Annotated[str, typer.Option(help="pattern of <model>-<join>")] = "*",
-    lava_samples: Annotated[int, typer.Option(help="samples run in Lava, each network")] = 20,
+    lava_samples: Annotated[
+        int, typer.Option(min=0, help="samples run in Lava, each network")
+    ] = 20,
     limit: Limit = None,
     out: Path = Path("runs/bits"),
     data_dir: DataDir = None,
