@@ -91,7 +91,9 @@ class Plan:
             if p.cell is not None and p.cell.kind == "cuba"
         }
         self.gates = {
-            p.name: inner(np.broadcast_to(p.cell.gate, p.shape).reshape(-1), self.frames[p.name])
+            p.name: inner(
+                np.array(np.broadcast_to(p.cell.gate, p.shape)).reshape(-1), self.frames[p.name]
+            )
             for p in program
             if p.cell is not None and p.cell.kind == "logic"
         }

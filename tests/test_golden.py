@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from tests.conformance.random_programs import random_program
+from random_programs import random_case
 
 from ranvier.deploy.program import Program
 from ranvier.sim.reference import Series, run_reference
@@ -37,13 +37,13 @@ def line(name: str, program: Program, x: np.ndarray) -> str:
 
 
 def test_golden_programs(golden) -> None:
-    cases = ((f"seed{seed}", *random_program(seed)[:2]) for seed in SEEDS)
+    cases = ((f"seed{seed}", *random_case(seed)[:2]) for seed in SEEDS)
     golden("programs.txt", "\n".join(line(*case) for case in cases) + "\n")
 
 
 def test_golden_digest_sees_a_change() -> None:
     """The control: one value of the input, and the trace is another."""
-    program, x, _ = random_program(0)
+    program, x, _ = random_case(0)
     other = x.copy()
     entry = program.input
     other.flat[0] = entry.lo if x.flat[0] != entry.lo else entry.hi

@@ -272,7 +272,7 @@ def test_programs_are_equal_bit_for_bit(seed, cyclic, hot, tmp_path):
 
 
 def test_programs_store_int8_weights_and_int32_states(tmp_path):
-    program = random_program(1)
+    program = random_program(2)
     write_onnx(program, tmp_path / "a.onnx")
     model = onnx.load(tmp_path / "a.onnx")
     onnx.checker.check_model(model, full_check=True)

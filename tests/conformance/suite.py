@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import hypothesis
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
-from tests.conformance.random_programs import programs
 
 from ranvier.deploy.lava_compat import available
 from ranvier.deploy.program import Program, Readout
@@ -21,6 +24,7 @@ from ranvier.sim.runner import Result, engines
 from ranvier.train.errors import LavaError
 
 KEPT = Path(__file__).with_name("kept")
+WORKER = Path(__file__).with_name("worker.py")
 ALL = ("spikes", "u", "v")
 CHUNK = 20  # networks for one start of Lava
 Job = tuple[str, Program, np.ndarray]
@@ -28,11 +32,12 @@ Job = tuple[str, Program, np.ndarray]
 
 @dataclass
 class Tally:
-    """What was compared with the reference: per engine the nets, the values, the mismatches."""
+    """What was compared with the reference: per engine nets, values, mismatches and crashes."""
 
     nets: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
     mismatches: Counter[str] = field(default_factory=Counter)
+    crashes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def add(self, engine: str, values: int, mismatches: int, note: str = "") -> None:
@@ -41,11 +46,37 @@ class Tally:
         self.mismatches[engine] += mismatches
         self.notes += [note] if note else []
 
+    def crash(self, engine: str, note: str) -> None:
+        """A run that gave nothing to compare: an error of Lava, or the end of its process."""
+        self.crashes[engine] += 1
+        self.notes.append(note)
+
+    @property
+    def failures(self) -> int:
+        return sum(self.mismatches.values()) + sum(self.crashes.values())
+
+    def __iadd__(self, other: Tally) -> Tally:
+        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
+            mine.update(theirs)
+        self.notes += other.notes
+        return self
+
+    def _counters(self) -> tuple[Counter[str], ...]:
+        return self.nets, self.values, self.mismatches, self.crashes
+
+    def to_data(self) -> list[Any]:
+        return [*map(dict, self._counters()), self.notes]
+
+    @staticmethod
+    def from_data(data: list[Any]) -> Tally:
+        *counts, notes = data
+        return Tally(*map(Counter, counts), notes)
+
     def __str__(self) -> str:
         rows = [
             f"{e:10} {self.nets[e]:6} nets {self.values[e]:12,} values "
-            f"{self.mismatches[e]:6} mismatches"
-            for e in self.nets
+            f"{self.mismatches[e]:6} mismatches {self.crashes[e]:4} crashes"
+            for e in {**self.nets, **self.crashes}
         ]
         return "\n".join(rows + self.notes)
 
@@ -55,20 +86,77 @@ def engine_names() -> list[str]:
     return [name for name in engines() if name not in ("reference", "lava")]
 
 
-def check(jobs: Iterable[Job], lava: bool = True) -> Tally:
-    """Chip time, every fast engine and, where it is here, Lava against the reference."""
+def check(
+    jobs: Iterable[Job], lava: bool = True, now: Callable[[str, str], None] = lambda *_: None
+) -> Tally:
+    """Chip time, every fast engine and, where it is here, Lava against the reference.
+
+    now  told the job and the engine before each run
+    """
     tally, waiting = Tally(), []
     for name, program, x in jobs:
+        now(name, "reference")
         expected = engines()["reference"](program, x, ALL)
         _chip_time(tally, name, program, x)
         for engine in engine_names():
+            now(name, engine)
             _compare(tally, name, engine, engines()[engine](program, x, ALL), expected)
         waiting.append((name, program, x, expected))
         if len(waiting) == CHUNK:
+            now(name, "lava")
             _lava(tally, waiting, lava)
             waiting = []
     _lava(tally, waiting, lava)
     return tally
+
+
+def check_apart(jobs: Sequence[Job], lava: bool = True, worker: Path = WORKER) -> Tally:
+    """`check` in processes of their own, so that one that crashes is counted and the rest is run.
+
+    An engine is compiled code in this very process: where it ends by a signal, nothing else would
+    be left of a long run.
+    """
+    tally = Tally()
+    for start in range(0, len(jobs), CHUNK):
+        rest = list(jobs[start : start + CHUNK])
+        while rest:
+            part, crashed = _apart(rest, lava, worker)
+            tally += part
+            rest = [job for job in rest if job[0] != crashed] if crashed else []
+    return tally
+
+
+def _apart(jobs: Sequence[Job], lava: bool, worker: Path) -> tuple[Tally, str | None]:
+    """The tally of one process; where it crashed, one with that alone, and the job it was at."""
+    with tempfile.TemporaryDirectory(prefix="conformance") as name:
+        folder = Path(name)
+        write_jobs(folder, jobs)
+        done = subprocess.run(
+            [sys.executable, str(worker), name, "lava" if lava else "fast"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+        if (folder / "tally.json").exists():
+            return Tally.from_data(json.loads((folder / "tally.json").read_text())), None
+        if not (folder / "now").exists():
+            raise RuntimeError(f"{worker} did not begin:\n{done.stdout}")
+        job, engine = (folder / "now").read_text().split("\n")
+    code = done.returncode
+    end = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    tally = Tally()
+    tally.crash(engine, f"{job}: {engine} {end}\n" + "\n".join(done.stdout.splitlines()[:25]))
+    return tally, job
+
+
+def write_jobs(folder: Path, jobs: Sequence[Job]) -> None:
+    (folder / "names.json").write_text(json.dumps([name for name, _, _ in jobs]))
+    for name, program, x in jobs:
+        program.save(folder / f"{name}.h5")
+        np.save(folder / f"{name}.npy", x)
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    names = json.loads((folder / "names.json").read_text())
+    return [(n, Program.load(folder / f"{n}.h5"), np.load(folder / f"{n}.npy")) for n in names]
 
 
 def _compare(tally: Tally, name: str, engine: str, found: Result, expected: Result) -> int:
@@ -109,32 +197,10 @@ def _lava(
             for item in waiting:
                 _lava(tally, [item], on)
         else:
-            tally.add("lava", 0, 1, f"{waiting[0][0]}: {error}")
+            tally.crash("lava", f"{waiting[0][0]}: {error}")
         return
     for (name, _, _, expected), found in zip(waiting, results, strict=True):
         _compare(tally, name, "lava", found, expected)
-
-
-def drawn(n: int, seed: int) -> list[Job]:
-    """n Programs that hypothesis draws."""
-    found: dict[str, Job] = {}
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=n,
-        phases=[Phase.generate],
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(programs())
-    def collect(case: tuple[Program, np.ndarray]) -> None:
-        program, x = case
-        name = f"drawn-{program.digest()[:12]}"
-        found[name] = (name, program, x)
-
-    collect()
-    return list(found.values())
 
 
 def kept() -> list[Job]:
@@ -155,7 +221,7 @@ def keep(job: Job) -> Path:
 
 
 def fails(job: Job, lava: bool = True) -> bool:
-    return sum(check([job], lava).mismatches.values()) > 0
+    return check_apart([job], lava).failures > 0
 
 
 def shrunk(job: Job, lava: bool = True) -> Job:
