@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ranvier.deploy.compiler import Thresholds
+    from ranvier.deploy.options import Thresholds
     from ranvier.deploy.program import Program
     from ranvier.export.graph import Graph
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ranvier.deploy.compiler import Thresholds
+from ranvier.deploy.options import Thresholds
 from ranvier.deploy.program import Program
 from ranvier.train.errors import RangeError
 from ranvier.train.files import write_text

@@ -383,17 +383,17 @@ def test_auto_keeps_the_mapping_that_fits(failing: str, monkeypatch) -> None:
     graph, x = residual_graph("ms"), images(0, 8)
     (other,) = {"linear", "graded"} - {failing}
     wanted = compile(graph, calibration=x, joins=other).digest()
-    plain = compiler._Compiler.program
+    plain = compiler.Mapper.program
 
     def refusing(self, names=(failing,)):
         if self.joins in names:
             raise CapacityError(f"compile: {self.joins} does not fit")
         return plain(self)
 
-    monkeypatch.setattr(compiler._Compiler, "program", refusing)
+    monkeypatch.setattr(compiler.Mapper, "program", refusing)
     assert compile(graph, calibration=x).digest() == wanted
     both = ("linear", "graded")
-    monkeypatch.setattr(compiler._Compiler, "program", lambda self: refusing(self, both))
+    monkeypatch.setattr(compiler.Mapper, "program", lambda self: refusing(self, both))
     with pytest.raises(CapacityError, match="linear does not fit"):
         compile(graph, calibration=x)
 

@@ -112,6 +112,23 @@ def test_four_bit_weights_leave_the_bias_its_eight() -> None:
     assert program.projections["n/ones>n"].bits == 8 and program.projections["c"].bits == 4
 
 
+def test_a_template_without_the_bias_leaves_it_room() -> None:
+    """A bias of zero asks for no neuron; trained with `like`, it may have become one."""
+    graph, x = normed(MODELS["cuba"]), spikes(8, 16)
+
+    def without(n):
+        if isinstance(n, Norm):
+            return replace(n, mean=0 * n.mean, beta=0 * n.beta)
+        return replace(n, bias=None) if n.name == "c" else n
+
+    template = compile(graph.with_nodes([without(n) for n in graph]), calibration=x, weight_bits=4)
+    assert "n/ones" not in template.populations
+    program = compile(graph, calibration=x, weight_bits=4, like=template)
+    assert program.populations["n"].scale == template.populations["n"].scale
+    assert program.projections["n/ones>n"].bits == 8
+    assert agreement(graph, program, x) > 0.95
+
+
 def test_loihi1_has_it_too() -> None:
     graph, x = normed(MODELS["cuba"]), spikes(4, 16)
     graph = graph.with_nodes([
