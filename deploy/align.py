@@ -28,14 +28,15 @@ def align(program: Program, max_delay: int = MAX_DELAY) -> Program:
     projections: dict[str, Projection] = {}
     for name, p in program.projections.items():
         delay = depth[p.target] - depth[p.source] - 1 + p.lag
-        source, lag, at = p.source, p.lag, depth[p.source]
+        source, lag, at, n = p.source, p.lag, depth[p.source], 0
         while delay > max_delay:
-            relay = _relay(populations[source], f"{name}/relay{at}", at + max_delay + 1 - lag)
+            first = min(lag, at + max_delay)  # the relay comes after the sample's first step, too
+            relay = _relay(populations[source], f"{name}/relay{n}", at + max_delay + 1 - first)
             populations[relay.name] = relay
-            hop = _hop(populations[source], relay, lag, max_delay)
+            hop = _hop(populations[source], relay, first, max_delay)
             projections[hop.name] = hop
-            source, lag, at = relay.name, 0, relay.depth
-            delay = depth[p.target] - at - 1
+            source, lag, at, n = relay.name, lag - first, relay.depth, n + 1
+            delay = depth[p.target] - at - 1 + lag
         projections[name] = replace(p, source=source, lag=lag, delay=delay)
     return program.with_parts(
         populations=_in_order(populations, list(program.populations), projections),
