@@ -258,7 +258,73 @@ def hot(rng):
     return made, rng.integers(-(2**28), 2**28 + 1, (9, 2, 20))
 
 
-CASES = {"wide": wide, "delayed": delayed, "lonely": lonely, "hot": hot}
+def groups(n):
+    """As many groups as Lava takes as they are (127), merged by twos (128), all in one (131)."""
+
+    def case(rng):
+        conv = ConvMap(
+            weight=even(rng, n, 1, 1, 2), in_shape=(n, 1, 3), out_shape=(n, 1, 2), groups=n,
+            padding=(0, 1), stride=(1, 2),
+        )  # fmt: skip
+        made = program((n, 1, 3), [("a", (n, 1, 2), Cell(vth=10))], [("in", "a", conv)])
+        return made, rng.integers(0, 2, (4, 1, n, 1, 3))
+
+    return case
+
+
+def logic(rng):
+    """Logic behind a convolution, numbers and delays, with a threshold for each neuron; AND, IAND."""
+    size = (2, 2, 3)
+    conv = ConvMap(weight=even(rng, 2, 2, 1, 1), in_shape=size, out_shape=size)
+    one, minus = (OneToOne(weight=np.array(w, np.int16), shape=size) for w in (1, -1))
+    vth = rng.integers(0, 90, size)
+    made = program(
+        size,
+        [("a", size, Cell(kind="logic", vth=vth)),
+         ("b", size, Cell(kind="logic", vth=vth[:, :1, :1], strict=False)),
+         ("and", size, Cell(kind="logic", vth=1)), ("iand", size, Cell(kind="logic", vth=0)),
+         ("zero", size, Cell(kind="logic", vth=0, strict=False))],
+        [("in", "a", conv), ("in", "b", conv, {"exponent": 1}), ("a", "and", one),
+         ("b", "and", one, {"lag": 1}), ("b", "iand", one), ("and", "iand", minus),
+         ("and", "zero", minus), ("iand", "zero", conv)],
+        lo=-3, hi=9,
+    )  # fmt: skip
+    return made, rng.integers(-3, 10, (7, 3, *size))
+
+
+def resets(rng):
+    """The rules of reset that no random Program draws, firing at the threshold itself as well."""
+    rules = [("none", "delayed"), ("none", "carry"), ("none", "discard"), ("zero", "carry"),
+             ("subtract", "discard")]  # fmt: skip
+    cells = [
+        Cell(vth=rng.integers(4, 20, 6), dv=99, bias_mant=64, bias_exp=1, reset=reset,
+             timing=timing, strict=k % 2 == 0, v_reset=-77 if reset == "zero" else 0)
+        for k, (reset, timing) in enumerate(rules)
+    ]  # fmt: skip
+    populations = [(f"n{k}", (6,), cell) for k, cell in enumerate(cells)]
+    wires = [("in", name, DenseMap(weight=even(rng, 6, 6, top=30))) for name, _, _ in populations]
+    return program((6,), populations, wires), rng.integers(0, 2, (9, 2, 6))
+
+
+def late(rng):
+    """Delays of our own before matrices that Lava's delayed ones build too slowly; beyond 62: relays."""
+    n = 400
+    dense = [DenseMap(weight=even(rng, n, n)) for _ in range(2)]
+    one = OneToOne(weight=np.full((), 90, np.int16), shape=(n,))
+    made = program(
+        (n,),
+        [("a", (n,), Cell(vth=100)), ("b", (n,), Cell(vth=100)), ("c", (n,), Cell(vth=80))],
+        [("in", "a", dense[0]), ("a", "b", dense[1], {"lag": 3}), ("in", "b", one, {"lag": 45}),
+         ("in", "c", one, {"lag": 70})],
+    )  # fmt: skip
+    return made, (rng.random((74, 1, n)) < 0.3).astype(np.int64)
+
+
+CASES = {
+    "wide": wide, "delayed": delayed, "lonely": lonely, "hot": hot, "groups 127": groups(127),
+    "groups 128": groups(128), "groups 131": groups(131), "logic": logic, "resets": resets,
+    "late": late,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +344,14 @@ def test_lava_equals_the_reference(name, lava_runs):
     np.testing.assert_array_equal(found.output, expected.output)
     assert found.ledger.same_counts(expected.ledger)
     assert all(found.trace[p.name].spikes.any() for p in made if not p.name == "out")
+
+
+def test_the_late_case_needs_delays_of_our_own_and_relays(rng):
+    made, x = late(rng)
+    assert any("/relay" in p.name for p in made) and min(p.depth for p in made) == 0
+    kinds = {node.name: node.kind for node in make_plan(made, x).nodes}
+    behind = {e.target for e in make_plan(made, x).edges if kinds[e.source] == "delay"}
+    assert {kinds[name] for name in behind} == {"dense", "one_to_one"}
 
 
 @pytest.mark.lava

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_programs import random_input, random_program
 
+from ranvier.deploy.cells import Cell
 from ranvier.deploy.onnx_program import planes
+from ranvier.deploy.program import (
+    ConvMap,
+    DenseMap,
+    OneToOne,
+    Population,
+    Program,
+    Projection,
+    Readout,
+)
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import IF, LIF, SlidingWindow
 from ranvier.export.nodes import Conv, Input, Neuron, Opaque, Output
@@ -269,6 +279,57 @@ def test_programs_are_equal_bit_for_bit(seed, cyclic, hot, tmp_path):
         found = run_onnx(tmp_path / "a.onnx", x)
         assert found.dtype == np.int32
         np.testing.assert_array_equal(found, expected)
+
+
+def logic_program(rng):
+    """OR, AND and IAND of spikes; logic behind a convolution and a matrix, with its own thresholds."""
+    size = (2, 3, 2)
+    one, minus = (OneToOne(weight=np.array(w, np.int16), shape=size) for w in (1, -1))
+    weight = 2 * rng.integers(-20, 20, (2, 2, 1, 1))
+    conv = ConvMap(weight=weight.astype(np.int16), in_shape=size, out_shape=size)
+    dense = DenseMap(weight=(2 * rng.integers(-20, 20, (5, 12))).astype(np.int16))
+    vth, gate = rng.integers(0, 60, size), {"kind": "logic"}
+    cells = {
+        "a": Cell(**gate, vth=vth), "b": Cell(**gate, vth=vth[:, :1, :1], strict=False),
+        "or": Cell(**gate), "and": Cell(**gate, vth=1), "iand": Cell(**gate),
+        "out": Cell(**gate, vth=9, strict=False),
+    }  # fmt: skip
+    wires = [
+        ("in", "a", conv, 0), ("in", "b", conv, 1), ("a", "or", one, 0), ("b", "or", one, 0),
+        ("a", "and", one, 0), ("b", "and", one, 2), ("or", "iand", one, 0),
+        ("and", "iand", minus, 0), ("iand", "out", dense, 0),
+    ]  # fmt: skip
+    populations = [Population(name="in", shape=size, lo=-3, hi=9)]
+    for name, cell in cells.items():
+        shape = (5,) if name == "out" else size
+        populations.append(Population(name=name, shape=shape, cell=cell))
+    projections = [
+        Projection(name=f"p{k}", source=source, target=target, map=linear, lag=lag)
+        for k, (source, target, linear, lag) in enumerate(wires)
+    ]
+    return Program(
+        populations={p.name: p for p in populations},
+        projections={p.name: p for p in projections},
+        readout=Readout(population="out", reduce="none"),
+        steps=8,
+    )
+
+
+@pytest.mark.parametrize("name", ["a", "b", "or", "and", "iand", "out"])
+def test_logic_cells_are_equal_bit_for_bit(name, tmp_path):
+    rng = np.random.default_rng(3)
+    program = logic_program(rng)
+    program = replace(program, readout=Readout(population=name, reduce="none"))
+    x = rng.integers(-3, 10, (8, 4, *program.input.shape))
+    expected = watched(program, x)
+    assert 0 < expected.mean() < 1
+    for steps in (8, None):
+        write_onnx(program, tmp_path / "a.onnx", steps=steps)
+        np.testing.assert_array_equal(run_onnx(tmp_path / "a.onnx", x), expected)
+    cells = dict(program.populations)
+    cells[name] = replace(cells[name], cell=replace(cells[name].cell, vth=2))
+    write_onnx(replace(program, populations=cells), tmp_path / "b.onnx", steps=8)
+    assert (run_onnx(tmp_path / "b.onnx", x) != expected).any()  # the control
 
 
 def test_programs_store_int8_weights_and_int32_states(tmp_path):
