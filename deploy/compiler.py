@@ -7,7 +7,7 @@ from typing import Any
 from ranvier.deploy.calibration import sample_of
 from ranvier.deploy.chip import LOIHI2, Chip
 from ranvier.deploy.mapper import Mapper
-from ranvier.deploy.options import Joins, Rounding, Thresholds, checked
+from ranvier.deploy.options import InputBits, Joins, Rounding, Thresholds, checked
 from ranvier.deploy.program import Program
 from ranvier.export.graph import Graph
 from ranvier.train.errors import CapacityError, UnsupportedError
@@ -20,7 +20,7 @@ def compile(
     weight_bits: int = 8,
     joins: Joins = "auto",
     *,
-    input_bits: int = 8,
+    input_bits: InputBits = 8,
     search: bool = True,
     bias_correction: bool = True,
     thresholds: Thresholds = "population",
@@ -37,8 +37,9 @@ def compile(
                  synapses; graded (relay): sums are sent as values; auto: the cheaper by counted cost.
                  OR, AND and IAND are stock LIFs without memory; logic, alone or as in linear+logic,
                  makes them neurons of our own without a membrane (custom: Loihi 2 microcode)
-    input_bits   of an analog input. Its levels and the first layer's weights share the 17 bits of a sum:
-                 with a wide fan-in fewer input bits can be nearer to float, so measure
+    input_bits   of an analog input. Its levels and the first layer's weights share the 17 bits of a sum,
+                 so that fewer levels leave the weights more room: auto takes 4 to 8, by the least expected
+                 error of the first layer's current on the calibration data
     thresholds   population: one scale and one threshold for each population; channel: each channel has
                  its own, so that its weights fill their range. Fewer bits gain more from it; which is
                  better differs from network to network, so measure both

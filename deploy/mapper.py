@@ -30,6 +30,7 @@ from ranvier.deploy.quantize import (
 from ranvier.deploy.readouts import integrates, readout_of
 from ranvier.deploy.rounding import refine
 from ranvier.deploy.scaling import Need, scale_of
+from ranvier.deploy.stem import best_input
 from ranvier.export.graph import Graph
 from ranvier.export.neurons import LI, CubaLI, Relay, Threshold
 from ranvier.export.nodes import Conv, Input, Neuron, Node, Scale
@@ -81,8 +82,7 @@ class Mapper:
         o = self.options
         for node in self.graph:
             if isinstance(node, Input):
-                made = input_population(node, self.x, o.input_bits, o.chip)
-                self.populations[node.name] = made
+                self.populations[node.name] = self.entry(node)
         for node in [n for n in self.graph if isinstance(n, Neuron)]:
             self.population(node)
         last = self.populations[self.last]
@@ -97,6 +97,14 @@ class Mapper:
             ),
             int(o.chip.max_delay.value),
         )
+
+    def entry(self, node: Input) -> Population:
+        o = self.options
+        if o.input_bits == "auto" and o.like is not None:
+            return o.like.populations[node.name]
+        if o.input_bits == "auto":
+            return best_input(node, self.graph, self.x, self.measured.moments, o)
+        return input_population(node, self.x, o.input_bits, o.chip)
 
     def meta(self) -> dict[str, Any]:
         o = self.options

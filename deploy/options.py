@@ -23,6 +23,7 @@ JOINS = {
     "graded+logic": "graded",
 }
 Thresholds: TypeAlias = Literal["population", "channel"]
+InputBits: TypeAlias = "int | Literal['auto']"
 Rounding: TypeAlias = Literal["nearest", "together"]
 
 
@@ -39,7 +40,7 @@ class Options:
 
     chip: Chip
     weight_bits: int
-    input_bits: int
+    input_bits: InputBits
     search: bool
     bias_correction: bool
     by_channel: bool
@@ -54,7 +55,7 @@ def checked(
     weight_bits: int,
     joins: str,
     *,
-    input_bits: int,
+    input_bits: InputBits,
     search: bool,
     bias_correction: bool,
     thresholds: str,
@@ -70,9 +71,10 @@ def checked(
     ):
         if found not in known:
             raise RangeError(f"compile: {name} '{found}' is none of {', '.join(known)}")
-    if not 1 <= weight_bits <= 8 or not 1 <= input_bits <= 16:
+    if not 1 <= weight_bits <= 8 or (input_bits != "auto" and not 1 <= input_bits <= 16):
         raise RangeError(
-            f"compile: weight_bits {weight_bits} (1..8) or input_bits {input_bits} (1..16) is out of range"
+            f"compile: weight_bits {weight_bits} (1..8) or input_bits {input_bits} (1..16, or auto) is out "
+            "of range"
         )
     mappings = _mappings(chip, joins, like)
     logic = joins.endswith("logic") if like is None else bool(like.meta.get("logic"))
