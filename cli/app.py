@@ -59,6 +59,8 @@ def run_app(argv: list[str]) -> int:
         status = app(
             [a for a in argv if a != "--debug"], standalone_mode=False, prog_name="ranvier"
         )
+        if status == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except RanvierError as error:
         if debug:

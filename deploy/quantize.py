@@ -52,6 +52,10 @@ class Incoming:
     bits: int
 
     def __post_init__(self) -> None:
+        if not np.isfinite(self.weight).all():
+            raise RangeError(
+                f"compile: the weights of '{self.name}' are not finite; train the network again"
+            )
         if self.bits != int(self.bits):
             raise RangeError(
                 f"compile: weight_bits is {self.bits}; a whole number, 1..8, is needed"

@@ -84,6 +84,10 @@ def trace(
     x = x.to(next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32))
     if steps is not None and steps < 1:
         raise RangeError(f"trace: steps is {steps}; at least 1 is needed")
+    learned = (*net.named_parameters(), *(b for b in net.named_buffers() if "running_" in b[0]))
+    for name, value in learned:
+        if value.is_floating_point() and bool(torch.isnan(value).any()):
+            raise RangeError(f"trace: '{name}' holds NaN; train the network again, or load weights")
     plan = make_plan(net, x, output)
     graph, recorder, plan = _trace_as(net, x, plan)
     graph = replace(graph, steps=_steps_of(net, x, plan, steps))

@@ -17,7 +17,14 @@ from ranvier.deploy import compile, lint, place
 from ranvier.export import trace, write_net, write_nir, write_onnx
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
-from ranvier.train.errors import DataError, RangeError, ShapeError, UnsupportedError
+from ranvier.train import evaluate, fit
+from ranvier.train.errors import (
+    DataError,
+    RangeError,
+    RanvierError,
+    ShapeError,
+    UnsupportedError,
+)
 from ranvier.train.trainer import Trainer
 
 
@@ -131,13 +138,15 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
 
 
 def test_an_unfinished_second_training_is_not_taken_for_the_first(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(self: Trainer) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_end_epoch", stop)
+    capsys.readouterr()
     assert train("digits-sew", folder, "-s", "epochs=1") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "ranvier: interrupted"
     assert not (folder / "weights.safetensors").exists()
     assert (folder / "previous-weights.safetensors").exists()
 
@@ -395,3 +404,66 @@ def test_what_cannot_be_done_is_one_line(
 def test_no_model_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert ranvier("models", "zzz") == 0 and "matches 'zzz'" in capsys.readouterr().err
     assert ranvier("models", "zzz", "--json") == 0 and capsys.readouterr().out.strip() == "[]"
+
+
+# ---- training on what one has --------------------------------------------------------------------
+
+
+def few() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    return rng.random((24, 6)), np.arange(24) % 3
+
+
+def test_fit_and_evaluate_take_a_pair_of_arrays() -> None:
+    x, y = few()
+    net = nn.Sequential(nn.Linear(6, 3))
+    found = fit(net, (x, y), (x, y), epochs=2, batch_size=8, progress=False)
+    assert found.metrics["n_test"] == 24
+    tested = evaluate(net, (torch.from_numpy(x), torch.from_numpy(y)))
+    assert tested["accuracy"] == found.metrics["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": None}, "NoneType is no data set"),
+        ({"train": few()[0]}, "ndarray is no data set"),
+        ({"train": (few()[0], few()[1][:3])}, r"x \[n, ...\] and one class number"),
+        ({"train": (few()[0], few()[1] - 1)}, r"x \[n, ...\] and one class number"),
+        ({"train": (few()[0] * np.nan, few()[1])}, "'own' holds values that are not finite"),
+        ({"epochs": "3"}, "epochs='3' has a wrong type"),
+        ({"accelerator": "cuda"}, "accelerator='cuda' with 1 devices is not to be had"),
+        ({"net": "net"}, "str is no Module; give the network"),
+    ],
+)
+def test_fit_says_what_it_cannot_use(change: dict[str, Any], said: str) -> None:
+    if change.get("accelerator") == "cuda" and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    options: dict[str, Any] = {
+        "net": nn.Linear(6, 3),
+        "train": few(),
+        "epochs": 1,
+        "progress": False,
+    }
+    with pytest.raises(RanvierError, match=said):
+        fit(**(options | change))
+
+
+def test_hidden_states_do_not_pass_from_batch_to_batch() -> None:
+    x, y = few()
+    net, _ = plain()
+    fit(net, (x, y), epochs=2, batch_size=8, progress=False)
+    once = evaluate(net, (x, y), batch_size=24)
+    assert evaluate(net, (x, y), batch_size=1)["loss"] == pytest.approx(once["loss"], rel=1e-5)
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    """A membrane of NaN never fires, so the loss stays finite: only the weights tell."""
+    x, y = few()
+    net, _ = plain()
+    net[0].weight.data[0, 0] = torch.nan
+    for folder in (None, tmp_path):
+        with pytest.raises(RanvierError, match="0.weight' is not finite in epoch 1"):
+            fit(net, (x, y), epochs=2, out_dir=folder, progress=False)
+    with pytest.raises(RangeError, match="'0.weight' holds NaN; train the network again"):
+        trace(net, torch.rand(2, 6), steps=2)

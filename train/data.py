@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ranvier.train.errors import DataError, RangeError, UnsupportedError
+from ranvier.train.errors import DataError, RangeError, ShapeError, UnsupportedError
 
 IMAGE_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 EVENT_SETS = ("nmnist", "dvs_gesture", "cifar10_dvs", "dvs128_gesture", "ncaltech101", "shd")
@@ -139,6 +139,27 @@ def load_dataset(
     if limit is not None:
         data = data.subset(slice(0, limit))
     return encode(data, encoding, steps, seed=seed)
+
+
+def as_dataset(data: Any, stage: str) -> Dataset:
+    """A Dataset as it is; (x, y), numpy or torch, as one: x `[n, ...]`, y class numbers `[n]`.
+
+    Raises UnsupportedError for anything else, ShapeError where x and y do not belong together.
+    """
+    if hasattr(data, "batch") and hasattr(data, "per_step"):
+        return data
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise UnsupportedError(
+            f"{stage}: {type(data).__name__} is no data set; give load_dataset(name), or a pair (x, y) of"
+            " arrays"
+        )
+    x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
+    if y.ndim != 1 or x.ndim < 2 or len(x) != len(y) or y.is_floating_point() or (y < 0).any():
+        raise ShapeError(
+            f"{stage}: x {tuple(x.shape)} and y {tuple(y.shape)} of {y.dtype}; x [n, ...] and one class"
+            " number from 0 a sample, y [n], are needed"
+        )
+    return Dataset(x.float(), y.long(), int(y.max()) + 1 if len(y) else 0, "own")
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path | None:

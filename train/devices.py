@@ -35,9 +35,14 @@ def make_fabric(amp: str, devices: int, accelerator: str) -> Any:
     several = devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
     # neurons keep membranes as buffers, whose shape follows the batch: nothing to broadcast
     strategy: Any = DDPStrategy(broadcast_buffers=False) if several else "auto"
-    return Fabric(
-        accelerator=accelerator, devices=devices, strategy=strategy, precision=PRECISIONS[amp]
-    )
+    try:
+        return Fabric(
+            accelerator=accelerator, devices=devices, strategy=strategy, precision=PRECISIONS[amp]
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"train: accelerator='{accelerator}' with {devices} devices is not to be had here: {error}"
+        ) from error
 
 
 def lay_out(net: nn.Module, channels_last: bool = True) -> nn.Module:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranvier.train.data import IGNORE, Dataset
-from ranvier.train.errors import ShapeError, UnsupportedError
+from ranvier.train.data import IGNORE, Dataset, as_dataset
+from ranvier.train.errors import ShapeError, UnsupportedError, expect
 from ranvier.train.losses import Loss, make_loss
+from ranvier.train.multistep import Stepped, reset_states
 from ranvier.train.rates import FiringRates
 
 # A hook makes a network compute as the chip would, while it is entered: it is called as `hook(net)`
@@ -31,7 +32,7 @@ QAT_HOOK = "ranvier.deploy.qat:fake_quant"
 
 def evaluate(
     net: nn.Module,
-    data: Dataset,
+    data: Dataset | tuple[Any, Any],
     batch_size: int = 256,
     *,
     loss: str | Loss = "ce",
@@ -44,8 +45,11 @@ def evaluate(
     firing_rate  spikes per neuron and step; firing_rates: layer -> the same
     loss         as in Settings; a set with a label a step always takes per-step
     The network runs in eval mode, on the device where it lies, and is left in the mode it was in.
+    data is a Dataset or a pair (x, y) of arrays.
     Raises ShapeError where net gives no [B, n] or [T, B, n].
     """
+    expect(net, nn.Module, "evaluate", "give the network")
+    data = as_dataset(data, "evaluate")
     loss = make_loss("per-step" if data.per_step else loss) if isinstance(loss, str) else loss
     was_training = net.training
     net.eval()
@@ -76,6 +80,10 @@ def run_net(net: nn.Module, x: Tensor, per_step: bool) -> Tensor:
 
     Raises ShapeError where net returns something else.
     """
+    if not isinstance(
+        net, Stepped
+    ):  # ours begins at rest by itself; a user's keeps its hidden states
+        reset_states(net)
     sequence = getattr(net, "sequence", None)
     output = sequence(x) if per_step and sequence is not None else net(x)
     if not isinstance(output, Tensor) or output.ndim not in (2, 3):

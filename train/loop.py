@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ranvier.train.data import Dataset
-from ranvier.train.errors import RangeError
+from ranvier.train.data import Dataset, as_dataset
+from ranvier.train.errors import RangeError, expect
 from ranvier.train.evaluation import QAT_HOOK, QatHook, evaluate, hook_of
 from ranvier.train.settings import make_settings
 from ranvier.train.trainer import Trainer
@@ -35,8 +35,8 @@ class FitResult:
 
 def fit(
     net: nn.Module,
-    train: Dataset,
-    test: Dataset | None = None,
+    train: Dataset | tuple[Any, Any],
+    test: Dataset | tuple[Any, Any] | None = None,
     *,
     out_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -49,7 +49,8 @@ def fit(
 ) -> FitResult:
     """Trains net in place, leaves it in eval mode, and returns the figures.
 
-    test       tested after every epoch
+    train      a Dataset, or a pair (x, y) of arrays
+    test       the same; tested after every epoch
     out_dir    folder for checkpoint.safetensors, weights.safetensors, metrics.csv, metrics.json and
                TensorBoard's files; None writes nothing
     resume     continue from out_dir's checkpoint where there is one; on the CPU the result equals
@@ -69,6 +70,9 @@ def fit(
     checkpoint stands), FormatError where the checkpoint is of another model, data or settings,
     UnsupportedError for an unknown option, naming the nearest.
     """
+    expect(net, nn.Module, "train", "give the network")
+    train = as_dataset(train, "train")
+    test = None if test is None else as_dataset(test, "train")
     settings = make_settings(options)
     if resume and out_dir is None:
         raise RangeError("train: resume=True needs out_dir, the folder with the checkpoint")

@@ -58,7 +58,7 @@ def save_state(trainer: Trainer, path: Path) -> None:
     """Writes a checkpoint. Raises RanvierError, the old one standing, unless all is finite."""
     checkpoint = Checkpoint()
     checkpoint.add("model", trainer.net.state_dict())
-    _require_finite(checkpoint.tensors, trainer.state.epoch + (trainer.state.batch > 0))
+    require_finite(checkpoint.tensors, trainer.state.epoch + (trainer.state.batch > 0))
     checkpoint.add("best", trainer.best_state)
     if trainer.ema:
         checkpoint.add("ema", trainer.ema.state)
@@ -138,7 +138,8 @@ def _require_same(trainer: Trainer, path: Path, meta: dict[str, Any]) -> None:
         )
 
 
-def _require_finite(tensors: dict[str, Tensor], epoch: int) -> None:
+def require_finite(tensors: dict[str, Tensor], epoch: int) -> None:
+    """Raises RanvierError naming the first tensor that holds a value that is not finite."""
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise RanvierError(

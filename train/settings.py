@@ -124,7 +124,11 @@ def make_settings(options: dict[str, Any]) -> Settings:
     for key in options:
         if key not in known:
             raise UnsupportedError(f"train: there is no setting '{key}'{nearest(key, known)}")
-    return Settings(**options)
+    try:
+        return Settings(**options)
+    except TypeError as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        raise UnsupportedError(f"train: a setting of {given} has a wrong type: {error}") from error
 
 
 def nearest(key: str, known: list[str]) -> str:

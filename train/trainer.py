@@ -28,7 +28,7 @@ from ranvier.train.files import write_text
 from ranvier.train.logs import Progress, TensorBoard, write_csv
 from ranvier.train.losses import make_loss, rate_penalty
 from ranvier.train.rates import FiringRates
-from ranvier.train.resume import CHECKPOINT, State, restore_state, save_state
+from ranvier.train.resume import CHECKPOINT, State, require_finite, restore_state, save_state
 from ranvier.train.schedule import Ema, Schedule, make_optimizer
 from ranvier.train.settings import Settings
 
@@ -341,7 +341,9 @@ class Trainer:
         return self.folder is not None and late and self.state.batch < self.n_batches
 
     def save(self) -> None:
-        """Writes a checkpoint, where there is a folder for it."""
+        """Writes a checkpoint, where there is a folder for it; weights that are not finite end it all."""
+        if self.folder is None:
+            require_finite(self.net.state_dict(), self.state.epoch + (self.state.batch > 0))
         self._write(lambda folder: save_state(self, folder / CHECKPOINT))
         self.saved_at = time.monotonic()
 
@@ -382,6 +384,12 @@ def _keep_previous(folder: Path) -> None:
 def _check(train: Dataset, settings: Settings) -> None:
     if len(train) == 0:
         raise RangeError(f"train: the data set '{train.name}' is empty")
+    if (
+        torch.is_tensor(train.x)
+        and train.x.is_floating_point()
+        and not torch.isfinite(train.x).all()
+    ):
+        raise RangeError(f"train: the data set '{train.name}' holds values that are not finite")
     if train.per_step != (settings.loss == "per-step"):
         labels = "a label a step" if train.per_step else "one label a sample"
         fitting = "per-step" if train.per_step else "ce, mse or tet"
