@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from ranvier.cli.sources import (
     weights_digest,
 )
 from ranvier.train.errors import FormatError, RangeError
+
+if TYPE_CHECKING:
+    from ranvier.deploy.program import Program
 
 VERIFY_SAMPLES = 16
 
@@ -154,7 +158,10 @@ def run_program(
     from ranvier.train.files import write_text
 
     x, y = arrays(data, split="test", data_dir=data_dir, limit=limit, shape=program.input.shape)
-    found = evaluate(program, x, y, engine=engine, batch_size=batch_size, progress=True)
+    if y is not None and y.ndim == 2:
+        found = label_a_step(program, x, y, engine, batch_size)
+    else:
+        found = evaluate(program, x, y, engine=engine, batch_size=batch_size, progress=True)
     if ledger is not None:
         write_text(ledger, json.dumps(found.ledger.to_dict(), indent=1))
     counts = found.ledger
@@ -169,6 +176,27 @@ def run_program(
         "neuron updates": counts.n_updates,
         "latency steps": program.latency,
     }
+
+
+def label_a_step(program: Program, x: Any, y: Any, engine: str, batch_size: int) -> Any:
+    """The Evaluation over a set with a label a step: x `[n, time, ...]`, y `[n, time]`, -1 for no label.
+
+    Its accuracy is the share of labelled steps that are right; predictions are `[n, time]`.
+    """
+    from ranvier.sim import run
+    from ranvier.sim.stream import Evaluation
+
+    if batch_size < 1:
+        raise RangeError(f"run: batch_size is {batch_size}; give 1 or more")
+    each = program.with_parts(readout=replace(program.readout, reduce="none"))
+    parts = [
+        run(each, np.swapaxes(np.asarray(x[i : i + batch_size]), 0, 1), engine)
+        for i in range(0, len(y), batch_size)
+    ]
+    predictions = np.concatenate([p.output.argmax(-1).T for p in parts])
+    right = (predictions == y)[y >= 0]
+    ledger = sum(p.ledger for p in parts)
+    return Evaluation(float(right.mean()), predictions, None, ledger, len(y))
 
 
 def compare_run(

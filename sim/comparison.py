@@ -218,7 +218,8 @@ def _samples(dataset: Any, program: Program, limit: int | None) -> tuple[np.ndar
     n = x.shape[_axis(program, x)]
     if y.ndim != 1 or len(y) != n:
         raise ShapeError(
-            f"compare: {n} samples, labels of shape {y.shape}; one class index a sample is needed"
+            f"compare: {n} samples, labels of shape {y.shape}; one class index a sample is needed. Of a set "
+            "with a label a step `ranvier run` gives the accuracy"
         )
     keep = slice(0, limit)
     return x[_batch(program, x, keep)], y[keep].astype(np.int64)

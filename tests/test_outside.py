@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from snntorch import utils
 from torch import nn
 
-from ranvier.deploy import compile, lint, place
+from ranvier.deploy import Program, compile, lint, place
 from ranvier.export import trace, write_net, write_nir, write_onnx
 from ranvier.sim import run
 from ranvier.sim.reference import run_chip_time, run_reference
@@ -467,3 +468,28 @@ def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
             fit(net, (x, y), epochs=2, out_dir=folder, progress=False)
     with pytest.raises(RangeError, match="'0.weight' holds NaN; train the network again"):
         trace(net, torch.rand(2, 6), steps=2)
+
+
+def test_run_counts_a_label_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, _ = plain()
+    rng = np.random.default_rng(0)
+    x = (rng.random((5, 7, 6)) < 0.5).astype(np.float32)
+    y = rng.integers(-1, 3, (5, 7))
+    graph = trace(net, torch.from_numpy(x).transpose(0, 1))
+    compile(graph, calibration=np.swapaxes(x, 0, 1)).save(tmp_path / "p.h5")
+    np.savez(tmp_path / "steps.npz", x=x, y=y)
+    words = [
+        "run",
+        tmp_path / "p.h5",
+        "--data",
+        tmp_path / "steps.npz",
+        "--batch-size",
+        2,
+        "--json",
+    ]
+    assert ranvier(*words) == 0
+    shown = json.loads(capsys.readouterr().out)[0]
+    whole = run(Program.load(tmp_path / "p.h5"), np.swapaxes(x, 0, 1))
+    right = whole.output.argmax(-1).T == y  # this readout keeps its steps
+    assert shown["accuracy (simulated)"] == f"{100 * right[y >= 0].mean():.2f} %"
+    assert shown["synops"] == whole.ledger.n_synops and shown["samples"] == 5
