@@ -193,11 +193,13 @@ def _lava(
     try:
         results = run_all_on_lava([(program, x) for _, program, x, _ in waiting], ALL)
     except LavaError as error:
+        before = tally.crashes["lava"]
         if len(waiting) > 1:  # which one was it?
             for item in waiting:
                 _lava(tally, [item], on)
-        else:
-            tally.crash("lava", f"{waiting[0][0]}: {error}")
+        if tally.crashes["lava"] == before:  # it alone, or none of them alone
+            others = ", ".join(name for name, *_ in waiting[1:])
+            tally.crash("lava", f"{waiting[0][0]}: {error}" + (others and f"\nwith {others}"))
         return
     for (name, _, _, expected), found in zip(waiting, results, strict=True):
         _compare(tally, name, "lava", found, expected)
