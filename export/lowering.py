@@ -9,7 +9,6 @@ numbers one for each number.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, TypeAlias
 
 import numpy as np
 from typing_extensions import assert_never
@@ -31,6 +30,7 @@ from ranvier.export.maps import (
     conv_node,
     narrow,
     pair,
+    placed_map,
     plain_form,
     subsample_map,
     upsample_map,
@@ -57,8 +57,6 @@ from ranvier.export.nodes import (
 )
 from ranvier.export.terms import Term, Value, add_values, dead, merged, times
 from ranvier.train.errors import UnsupportedError
-
-Joins: TypeAlias = Literal["linear", "graded"]
 
 
 def lower(graph: Graph, joins: str = "linear") -> Graph:
@@ -250,11 +248,7 @@ class _Lowering:
         const = np.zeros(shape)
         start = 0
         for value in into:
-            rows = np.zeros((shape[0], value.shape[0], 1, 1))
-            rows[start : start + value.shape[0], :, 0, 0] = np.eye(value.shape[0])
-            placed: Linear = ConvLin(rows, image(value.shape))
-            if len(shape) == 1:
-                placed = DenseLin(rows[:, :, 0, 0])
+            placed = placed_map(value.shape, start, shape[0])
             terms += value.mapped(placed, shape, node.name, False).terms
             if value.const is not None:
                 const[start : start + value.shape[0]] = value.const
@@ -356,11 +350,8 @@ class _Lowering:
         made: Shape
         if isinstance(linear, ConvLin) and len(source_shape) in (2, 3):
             node: Node = conv_node(name, source, linear, len(source_shape), meta)
-            made = (
-                linear.out_shape
-                if len(source_shape) == 3
-                else (linear.out_shape[0], linear.out_shape[2])
-            )
+            c, rows, columns = linear.out_shape
+            made = (c, rows, columns) if len(source_shape) == 3 else (c, columns)
         elif isinstance(linear, DiagLin) and linear.shape == source_shape:
             node = Scale(name=name, inputs=(source,), scale=narrow(linear.scale), meta=meta)
             made = linear.shape

@@ -69,6 +69,13 @@ def pair(axes: tuple[int, ...], first: int) -> tuple[int, int]:
     return (axes[0], axes[1]) if len(axes) == 2 else (first, axes[0])
 
 
+def placed_map(shape: Shape, start: int, channels: int) -> Linear:
+    """The channels of a shape as start, start + 1, ... of `channels`."""
+    rows = np.zeros((channels, shape[0], 1, 1))
+    rows[start : start + shape[0], :, 0, 0] = np.eye(shape[0])
+    return DenseLin(rows[:, :, 0, 0]) if len(shape) == 1 else ConvLin(rows, image(shape))
+
+
 def subsample_map(node: Subsample, shape: Shape) -> ConvLin:
     before, after = node.pad_channels
     weight = np.zeros((before + shape[0] + after, shape[0], 1, 1))
