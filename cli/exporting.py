@@ -125,7 +125,17 @@ def _calibration(source: Path, graph: Any, named: str | None, data_dir: Path | N
     """Calibration input: what is named, else the run's own training data, else none."""
     if named is not None:
         shape = graph.inputs[0].shape
-        return arrays(named, split="train", data_dir=data_dir, limit=512, shape=shape)[0]
+        run = source if source.is_dir() else source.parent
+        x, _ = arrays(
+            named,
+            split="train",
+            data_dir=data_dir,
+            limit=512,
+            shape=shape,
+            steps=graph.steps,
+            run=run,
+        )
+        return np.swapaxes(x, 0, 1) if x.ndim == len(shape) + 2 else x  # sets have samples first
     if source.is_dir():
         from ranvier.train.recipe import recipe_data
 
@@ -137,10 +147,9 @@ def _calibration(source: Path, graph: Any, named: str | None, data_dir: Path | N
 
 
 def _series(data: Any, index: slice) -> np.ndarray:
-    """Samples of a data set as the engines take them: event sets get time first."""
+    """Samples of a data set as the engines take them: [batch, ...], event sets [time, batch, ...]."""
     x, _ = data.batch(index)
-    x = np.asarray(x)
-    return np.swapaxes(x, 0, 1) if data.steps is not None else x
+    return np.asarray(x)
 
 
 def run_program(
@@ -157,7 +166,11 @@ def run_program(
     from ranvier.sim.stream import evaluate
     from ranvier.train.files import write_text
 
-    x, y = arrays(data, split="test", data_dir=data_dir, limit=limit, shape=program.input.shape)
+    run = path if path.is_dir() else path.parent
+    x, y = arrays(
+        data, split="test", data_dir=data_dir, limit=limit, shape=program.input.shape,
+        steps=program.steps, run=run,
+    )  # fmt: skip
     if y is not None and y.ndim == 2:
         found = label_a_step(program, x, y, engine, batch_size)
     else:
@@ -219,7 +232,8 @@ def compare_run(
         program = load_program(run)
     else:
         x = _series(train, slice(0, 512))
-        program = compile(trace(net, np.asarray(x[:2])), calibration=x)
+        two = x[:, :2] if train.steps is not None else x[:2]
+        program = compile(trace(net, two), calibration=x)
     config: Any = net.config
     meta = {
         "title": f"{config.name}, join {config.join}, on every engine",

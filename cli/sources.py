@@ -32,6 +32,14 @@ def load_net(run: Path) -> tuple[Any, Any, dict[str, Any]]:
     return load_run(run)
 
 
+def recipe_of(run: Path) -> Any:
+    """The Recipe of a run folder; None where it has none."""
+    from ranvier.train.recipe import RECIPE, make_recipe, read_json
+
+    path = run / RECIPE
+    return make_recipe(read_json(path), str(path)) if path.is_file() else None
+
+
 def load_graph(path: Path) -> Graph:
     """The graph of a run folder, a .nir file, a netx .net file, or a graph .h5."""
     from ranvier.export import Graph, read_net, read_nir, trace
@@ -85,10 +93,13 @@ def default_output(path: Path, name: str) -> Path:
 
 
 def arrays(
-    data: str, *, split: str, data_dir: Path | None, limit: int | None, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray | None]:
+    data: str, *, split: str, data_dir: Path | None, limit: int | None, shape: tuple[int, ...],
+    steps: int | None = None, run: Path | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """(x, y) of a named data set, or of an .npz file with x and perhaps y.
 
+    steps  time bins of an event set
+    run    a run folder: the set that it was trained on is read as its recipe reads it
     Raises DataError where neither is there.
     """
     path = Path(data)
@@ -106,8 +117,12 @@ def arrays(
         )
     from ranvier.train import load_dataset
 
-    size = shape[-1] if len(shape) == 3 else None
-    loaded = load_dataset(data, data_dir, split, limit=limit, size=size)
+    how: dict[str, Any] = {"size": shape[-1] if len(shape) == 3 else None, "steps": steps}
+    part = None if run is None else recipe_of(run)
+    if part is not None and part.data.name == data:
+        how |= {"size": part.data.size, "encoding": part.data.encoding, "bins": part.data.bins}
+        how["steps"] = part.data.steps or part.model.get("steps")
+    loaded = load_dataset(data, data_dir, split, limit=limit, **how)
     x = loaded.x.float().numpy()
     return x, np.asarray(loaded.y)
 

@@ -493,3 +493,26 @@ def test_run_counts_a_label_a_step(tmp_path: Path, capsys: pytest.CaptureFixture
     right = whole.output.argmax(-1).T == y  # this readout keeps its steps
     assert shown["accuracy (simulated)"] == f"{100 * right[y >= 0].mean():.2f} %"
     assert shown["synops"] == whole.ledger.n_synops and shown["samples"] == 5
+
+
+def test_a_run_on_spike_trains_is_calibrated_and_run_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sets have samples first and calibration time first; one was taken for the other."""
+    from ranvier.cli.exporting import _calibration
+    from ranvier.cli.sources import load_graph
+
+    folder = tmp_path / "run"
+    assert train("digits-ms", folder, "-s", "epochs=1", "-s", "steps=3", "-s", "encoding=rate") == 0
+    graph = load_graph(folder)
+    for named in (None, "digits"):
+        x = _calibration(folder, graph, named, None)
+        assert x.shape[0] == 3 and x.shape[1] >= 96 and x.shape[2:] == (1, 8, 8)
+        assert set(np.unique(x)) == {0, 1}
+    assert ranvier("compile", folder) == 0
+    program = Program.load(folder / "program.h5")
+    assert not program.input.graded
+    assert ranvier("run", folder, "--data", "digits", "--limit", "9") == 0
+    assert ranvier("compare", folder, "--engines", "torch,dense", "--limit", "9") == 0
+    (folder / "program.h5").unlink()
+    assert ranvier("compare", folder, "--engines", "torch,dense", "--limit", "9") == 0
