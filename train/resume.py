@@ -125,9 +125,9 @@ def _require_same(trainer: Trainer, path: Path, meta: dict[str, Any]) -> None:
                 f"train: '{path}' was trained with {key}={then.get(key)}, now {key}={value}; resume"
                 " with the same settings, or start anew in another folder"
             )
-    model, now = meta.get("model"), _model_key(trainer)
-    for key in model if model and now else ():
-        if key not in now or now[key] != model[key]:
+    model, now = meta.get("model") or {}, _model_key(trainer) or {}
+    for key in model if now else ():
+        if now.get(key) != model[key]:
             raise FormatError(
                 f"train: '{path}' is of a network with {key}={model[key]}, now {key}={now.get(key)};"
                 " resume with the same network, or start anew in another folder"
