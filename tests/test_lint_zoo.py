@@ -12,7 +12,15 @@ from ranvier.sim.zoo_cases import Case, cases
 from ranvier.train.errors import RanvierError
 
 PAGE = (Path(__file__).parent.parent / "docs" / "lint.md").read_text(encoding="utf-8")
-CHEAP = ("mlp", "resnet-digits sew", "resnet-digits or", "cnn psn", "dvs-cnn", "ssnn-vgg9")
+CHEAP = (
+    "mlp",
+    "resnet-digits sew",
+    "resnet-digits or",
+    "cnn psn",
+    "dvs-cnn",
+    "ssnn-vgg9",
+    "syna-resnet18",
+)
 by_title = {c.title: c for c in cases()}
 
 
