@@ -223,8 +223,9 @@ def make_grid(
 def _layer_grid(
     program: Program, lowered: Graph, name: str, module: nn.Module, bits: int
 ) -> LayerGrid:
-    from ranvier.deploy.currents import message_units
+    from ranvier.deploy.currents import by_row, gain_of, message_units
     from ranvier.deploy.quantize import grid
+    from ranvier.export.nodes import Neuron
 
     projection = program.projections[name]
     source = program.populations[projection.source]
@@ -236,6 +237,9 @@ def _layer_grid(
     share = _share(own.reshape(len(own), -1), folded.reshape(len(own), -1))
     scale = np.asarray(target.scale, np.float64).reshape(-1)
     rows = (share * scale / 2**projection.exponent).reshape(-1, *[1] * (own.ndim - 1))
+    neuron = lowered[projection.target]
+    gain = gain_of(neuron.model) if isinstance(neuron, Neuron) else 1.0
+    rows = rows * (gain if np.size(gain) == 1 else by_row(gain, own, target.shape))
     low, high, step = grid(folded, bits)
     units = message_units(lowered[name], own, source)  # type: ignore[arg-type]
     return LayerGrid(rows / units, low, high, step)

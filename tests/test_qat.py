@@ -9,6 +9,7 @@ import torch
 from ranvier.deploy import LOIHI2, compile
 from ranvier.deploy.qat import FakeQuant, make_grid
 from ranvier.export import trace
+from ranvier.sim import run
 from ranvier.train import create_model, evaluate, fit, load_dataset
 from ranvier.train.errors import RangeError
 
@@ -52,6 +53,37 @@ def test_layers_behind_pooling_are_rounded_too() -> None:
             mine = np.unique(np.rint(weight * layer.factor))
             theirs = np.unique(program.projections[name].map.weight)
             assert np.isin(mine, np.append(theirs, 0)).mean() > 0.9, name
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"decay_input": True}, {"neuron": "cuba"}, {"neuron": "paralif-t"}], ids=str
+)
+def test_a_neurons_own_gain_is_part_of_the_factor(options: dict) -> None:
+    """Input times 1 - beta: the chip's weights hold that factor, and so must the grid. 4 bits; the control is
+    the float network, from which both are far.
+    """
+    torch.manual_seed(0)
+    net = create_model("cnn", image_size=8, threshold=0.4, **options)
+    x = torch.rand(16, *net.input_shape)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    with torch.no_grad():
+        net.train()(x)
+        exact = net.eval()(x).numpy()
+        hook = FakeQuant(4, calibration=x)
+        with hook(net):
+            mine = net(x).numpy()
+    program = compile(
+        trace(net, x[:2]), calibration=x.numpy(), weight_bits=4, like=hook.program(net)
+    )
+    found = run(program, x.numpy(), engine="dense").output
+
+    def alike(a, b):
+        return np.corrcoef((a - a.mean(0)).ravel(), (b - b.mean(0)).ravel())[0, 1]
+
+    assert alike(found, mine) > 0.9 > 0.8 > alike(found, exact)
 
 
 def test_the_net_is_left_as_it_was_even_after_an_error() -> None:
