@@ -27,6 +27,7 @@ KEPT = Path(__file__).with_name("kept")
 WORKER = Path(__file__).with_name("worker.py")
 ALL = ("spikes", "u", "v")
 CHUNK = 20  # networks for one start of Lava
+LIMIT_S = 3600  # for so many, Lava's own limits included
 Job = tuple[str, Program, np.ndarray]
 
 
@@ -131,20 +132,27 @@ def _apart(jobs: Sequence[Job], lava: bool, worker: Path) -> tuple[Tally, str | 
     with tempfile.TemporaryDirectory(prefix="conformance") as name:
         folder = Path(name)
         write_jobs(folder, jobs)
-        done = subprocess.run(
-            [sys.executable, str(worker), name, "lava" if lava else "fast"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
+        end, output = _run([sys.executable, str(worker), name, "lava" if lava else "fast"])
         if (folder / "tally.json").exists():
             return Tally.from_data(json.loads((folder / "tally.json").read_text())), None
         if not (folder / "now").exists():
-            raise RuntimeError(f"{worker} did not begin:\n{done.stdout}")
+            raise RuntimeError(f"{worker} did not begin ({end}):\n{output}")
         job, engine = (folder / "now").read_text().split("\n")
+    tally = Tally()
+    tally.crash(engine, f"{job}: {engine} {end}\n" + "\n".join(output.splitlines()[:25]))
+    return tally, job
+
+
+def _run(command: Sequence[str]) -> tuple[str, str]:
+    """How a process ended, in words, and what it wrote."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    try:
+        done = subprocess.run(command, timeout=LIMIT_S, errors="replace", **options)
+    except subprocess.TimeoutExpired:
+        return f"did not end within {LIMIT_S} s", ""
     code = done.returncode
     end = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    tally = Tally()
-    tally.crash(engine, f"{job}: {engine} {end}\n" + "\n".join(done.stdout.splitlines()[:25]))
-    return tally, job
+    return end, str(done.stdout)
 
 
 def write_jobs(folder: Path, jobs: Sequence[Job]) -> None:

@@ -152,6 +152,7 @@ def test_as_many_programs_are_drawn_as_are_asked_for(n):
 
 @pytest.mark.lava
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # every part of it has a limit of its own
 def test_long_run(capsys):
     """RANVIER_CONFORMANCE nets (200), drawn anew; failures are made small and kept."""
     n, seed = int(os.environ.get("RANVIER_CONFORMANCE", "200")), int(time.time())
