@@ -85,7 +85,7 @@ def _labels(y: Any) -> np.ndarray:
     labels = _array(y)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ShapeError(
-            f"evaluate: labels are {labels.dtype} {labels.shape}; one whole number a sample is needed "
+            f"evaluate: labels are {labels.dtype} {labels.shape}; one whole number each is needed "
             "(`ranvier run` counts a label a step)"
         )
     return labels.astype(np.int64)
