@@ -516,3 +516,13 @@ def test_a_run_on_spike_trains_is_calibrated_and_run_on_them(
     assert ranvier("compare", folder, "--engines", "torch,dense", "--limit", "9") == 0
     (folder / "program.h5").unlink()
     assert ranvier("compare", folder, "--engines", "torch,dense", "--limit", "9") == 0
+
+
+@pytest.mark.parametrize("key", ["steps", "in_channels", "num_classes"])
+@pytest.mark.parametrize("value", [1.5, "4"])
+def test_counts_of_a_network_are_whole_numbers(key: str, value: Any) -> None:
+    from ranvier.train import create_model, list_models
+
+    with pytest.raises(RangeError, match=f"mlp: {key} is {value!r}; a whole number"):
+        create_model("mlp", **{key: value})
+    assert list_models(None) == list_models()

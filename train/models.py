@@ -146,9 +146,9 @@ MODELS: dict[str, Entry] = {
 }
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Sorted names that match the shell pattern, such as "*resnet*"."""
-    return sorted(fnmatch.filter(MODELS, pattern))
+def list_models(pattern: str | None = "*") -> list[str]:
+    """Sorted names that match the shell pattern, such as "*resnet*"; None: all."""
+    return sorted(fnmatch.filter(MODELS, "*" if pattern is None else pattern))
 
 
 def create_model(

@@ -63,6 +63,10 @@ class ModelConfig:
         return self.in_channels, height, width
 
     def __post_init__(self) -> None:
+        for key in ("steps", "in_channels", "num_classes"):
+            if not isinstance(getattr(self, key), int):
+                found = getattr(self, key)
+                raise RangeError(f"model {self.name}: {key} is {found!r}; a whole number is needed")
         if self.steps < 1:
             raise RangeError(f"model {self.name}: steps is {self.steps}; at least 1 is needed")
         if min(*self.input_shape, self.num_classes) < 1:
