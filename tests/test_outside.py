@@ -526,3 +526,12 @@ def test_counts_of_a_network_are_whole_numbers(key: str, value: Any) -> None:
     with pytest.raises(RangeError, match=f"mlp: {key} is {value!r}; a whole number"):
         create_model("mlp", **{key: value})
     assert list_models(None) == list_models()
+
+
+def test_the_recipe_of_events_trains_a_network_that_compiles() -> None:
+    from ranvier.train import create_model, load_recipe
+
+    recipe = load_recipe("nmnist-cnn")
+    net = create_model(**recipe.model, in_channels=2, image_size=recipe.data.size).eval()
+    x = (torch.rand(8, 2, *net.input_shape) < 0.1).float()
+    assert compile(trace(net, x), calibration=x).latency == 4
