@@ -77,14 +77,14 @@ def load_program(path: Path) -> Program:
     return program
 
 
-def weights_digest(run: Path) -> str | None:
-    """The digest of a run folder's finished weights, which says which training they are of."""
+def weights_digest(run: Path) -> str:
+    """The digest of a run folder's weights, which says which training they are of, or "unfinished"."""
     from ranvier.train.checkpoint import read_tensors
     from ranvier.train.trainer import WEIGHTS
 
     if not (run / WEIGHTS).is_file():
-        return None
-    return read_tensors(run / WEIGHTS)[1].get("digest")
+        return "unfinished"
+    return str(read_tensors(run / WEIGHTS)[1].get("digest"))
 
 
 def default_output(path: Path, name: str) -> Path:

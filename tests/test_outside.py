@@ -149,6 +149,7 @@ def test_an_unfinished_second_training_is_not_taken_for_the_first(
     assert train("digits-sew", folder, "-s", "epochs=1") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "ranvier: interrupted"
     assert not (folder / "weights.safetensors").exists()
+    assert ranvier("run", folder) == 2 and "trained again since" in capsys.readouterr().err
     assert (folder / "previous-weights.safetensors").exists()
 
 

@@ -119,7 +119,7 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str
         raise FormatError(
             f"train: '{path}' holds the weights of another model than {type(net).__name__}:"
             f" {problem}. "
-            "Rebuild the model with the configuration saved beside the file (run.json)"
+            "Rebuild the model with the configuration saved beside the file (model.json)"
         )
     with torch.no_grad():
         for name, value in own.items():
