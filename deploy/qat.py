@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ranvier.deploy.chip import LOIHI2, Chip
-from ranvier.train.errors import RangeError
+from ranvier.train.errors import RangeError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +71,8 @@ class FakeQuant:
     calibration  real input `[batch, *shape]` or `[time, batch, *shape]`, for the range of the input and
                  the choice of scales; None: uniform values in 0..1
     thresholds   as `compile` takes them
-    Raises RangeError for bits that the chip does not have; what cannot be compiled raises as
-    `compile` does.
+    Raises RangeError for bits that the chip does not have, UnsupportedError for sliding windows; what
+    cannot be compiled raises as `compile` does.
     """
 
     def __init__(
@@ -203,6 +203,7 @@ def make_grid(
     with torch.no_grad():
         graph = trace(net, sample, verify=False)
     net.train(was_training)
+    _refuse_windows(graph)
     x = sample.cpu().numpy()
     program = compile(graph, chip, x, bits, thresholds=thresholds)
     lowered = graph.lower(str(program.meta["joins"]))
@@ -218,6 +219,19 @@ def make_grid(
         if name in modules and p.cell is not None and p.cell.kind == "cuba"
     }
     return NetGrid(layers, scales, program)
+
+
+def _refuse_windows(graph: Graph) -> None:
+    """Raises UnsupportedError for neurons whose taps multiply the weights before they are rounded."""
+    from ranvier.export.neurons import SlidingWindow
+    from ranvier.export.nodes import Neuron
+
+    for node in graph:
+        if isinstance(node, Neuron) and isinstance(node.model, SlidingWindow):
+            raise UnsupportedError(
+                f"qat: the weights into '{node.name}' are rounded anew for each tap of its window, which "
+                "no one weight can stand for; train it in float and compile it, with 8 bits or thresholds='channel'"
+            )
 
 
 def _layer_grid(

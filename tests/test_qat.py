@@ -11,7 +11,7 @@ from ranvier.deploy.qat import FakeQuant, make_grid
 from ranvier.export import trace
 from ranvier.sim import run
 from ranvier.train import create_model, evaluate, fit, load_dataset
-from ranvier.train.errors import RangeError
+from ranvier.train.errors import RangeError, UnsupportedError
 
 
 def trained(join: str = "vanilla"):
@@ -84,6 +84,12 @@ def test_a_neurons_own_gain_is_part_of_the_factor(options: dict) -> None:
         return np.corrcoef((a - a.mean(0)).ravel(), (b - b.mean(0)).ravel())[0, 1]
 
     assert alike(found, mine) > 0.9 > 0.8 > alike(found, exact)
+
+
+def test_the_taps_of_a_window_are_refused() -> None:
+    net = create_model("cnn", image_size=8, neuron="sliding-psn").eval()
+    with pytest.raises(UnsupportedError, match="into 'neuron1' are rounded anew"):
+        make_grid(net, 4, torch.rand(8, *net.input_shape), LOIHI2)
 
 
 def test_the_net_is_left_as_it_was_even_after_an_error() -> None:
