@@ -536,3 +536,10 @@ def test_the_recipe_of_events_trains_a_network_that_compiles() -> None:
     net = create_model(**recipe.model, in_channels=2, image_size=recipe.data.size).eval()
     x = (torch.rand(8, 2, *net.input_shape) < 0.1).float()
     assert compile(trace(net, x), calibration=x).latency == 4
+
+
+def test_bench_shows_no_ratio_to_what_it_did_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["bench", "--quick", "--nets", "mlp", "--rates", "0.1", "--rounds", "1"]
+    assert ranvier(*quick, "--sides", "dense") == 0
+    out = capsys.readouterr().out
+    assert "ms a sample-step" in out and "snntorch" not in out
