@@ -230,7 +230,8 @@ def _refuse_windows(graph: Graph) -> None:
         if isinstance(node, Neuron) and isinstance(node.model, SlidingWindow):
             raise UnsupportedError(
                 f"qat: the weights into '{node.name}' are rounded anew for each tap of its window, which "
-                "no one weight can stand for; train it in float and compile it, with 8 bits or thresholds='channel'"
+                "no one weight can stand for; train it in float and compile it, with 8 bits or "
+                "thresholds='channel'"
             )
 
 
