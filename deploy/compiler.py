@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ranvier.deploy.calibration import sample_of
-from ranvier.deploy.chip import LOIHI2, Chip
+from ranvier.deploy.chip import LOIHI2, Chip, chip_named
 from ranvier.deploy.mapper import Mapper
 from ranvier.deploy.options import InputBits, Joins, Rounding, Thresholds, checked
 from ranvier.deploy.program import Program
 from ranvier.export.graph import Graph
-from ranvier.train.errors import CapacityError, UnsupportedError
+from ranvier.train.errors import CapacityError, UnsupportedError, expect
 
 
 def compile(
     graph: Graph,
-    chip: Chip = LOIHI2,
+    chip: Chip | str = LOIHI2,
     calibration: Any = None,
     weight_bits: int = 8,
     joins: Joins = "auto",
@@ -29,6 +29,7 @@ def compile(
 ) -> Program:
     """The integer Program of a graph.
 
+    chip         a Chip, or the name of one: loihi1, loihi2
     calibration  floats `[time, batch, *shape]` or `[batch, *shape]`: real input, from which the range
                  of the input, the scales and the rounding correction are chosen; up to 128 samples
                  are used. None: the input's declared range, and no correction
@@ -47,12 +48,15 @@ def compile(
                  errs little on the calibration data (`ranvier.deploy.rounding`)
     like         a program of the same network whose scales, exponents and joins are kept: what a
                  network was trained for (`ranvier.deploy.qat`); its biases are then not corrected for
-                 rounding, since the training already did
+                 rounding, since the training already did. A scale with which sums could wrap is not kept
     search       choose the scale of each population by search; False: the largest that is proved safe
     Raises UnsupportedError naming a node that the chip cannot run, RangeError for parameters that it
     cannot hold, CapacityError where no scale is proved safe.
     Source: models.md 15 equations; the limits are those of lava-nc 0.10's fixed-point models.
     """
+    expect(graph, Graph, "compile", "make one with ranvier.export.trace(net, sample)")
+    chip = chip_named(chip) if isinstance(chip, str) else chip
+    expect(chip, Chip, "compile", "give LOIHI1, LOIHI2 or a name of theirs")
     options = checked(
         chip, weight_bits, joins, input_bits=input_bits, search=search, bias_correction=bias_correction,
         thresholds=thresholds, rounding=rounding, like=like, calibrated=calibration is not None,

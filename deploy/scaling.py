@@ -58,9 +58,13 @@ class Need:
 
 
 def scale_of(need: Need, options: Options) -> Scaled:
-    """The population's scale, or a scale a channel; raises CapacityError where none is proved safe."""
+    """The population's scale, or a scale a channel; raises CapacityError where none is proved safe.
+
+    A template's scale is kept unless sums were found to wrap with it, as when training has made the
+    weights larger: then one is chosen anew.
+    """
     like = options.like
-    if like is not None and need.node.name in like.populations:
+    if like is not None and need.node.name in like.populations and need.margin == 1.0:
         return _kept(need, like)
     if options.by_channel and _has_channels(need):
         return _channel_scales(need, options.search)

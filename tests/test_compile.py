@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from ranvier.train.errors import (
     CapacityError,
     FormatError,
     RangeError,
+    RanvierError,
     ShapeError,
     UnsupportedError,
 )
@@ -425,3 +427,47 @@ def test_a_relay_behind_rows_of_neurons_and_of_channels() -> None:
     assert {"ConvMap", "DenseMap"} <= maps and any(p.graded for p in program)
     found = run(program, x.numpy(), "reference").output
     np.testing.assert_array_equal(found, run(program, x.numpy(), "events").output)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"graph": None}, "NoneType is no Graph; make one with ranvier.export.trace"),
+        ({"graph": nn.Linear(2, 2)}, "Linear is no Graph"),
+        ({"chip": 3}, "int is no Chip"),
+        ({"chip": "loihi3"}, "chip: 'loihi3' is none of loihi1, loihi2"),
+    ],
+)
+def test_what_is_no_graph_and_no_chip(wrong: dict[str, Any], said: str) -> None:
+    graph = residual_graph("vanilla")
+    with pytest.raises(RanvierError, match=said):
+        compile(**{"graph": graph, **wrong})
+
+
+def test_a_chip_by_its_name() -> None:
+    graph, x = residual_graph("vanilla"), images(0, 4)
+    assert compile(graph, "loihi2", x).digest() == compile(graph, LOIHI2, x).digest()
+
+
+def test_weights_that_have_outgrown_a_template() -> None:
+    """Training for few bits can make sums larger than its scales were chosen for."""
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.5, 1.0, (4, 200)).astype(np.float32)
+    x = rng.random((8, 200), np.float32)
+
+    def graph(factor: float) -> Graph:
+        return Graph.of(
+            [
+                Input(name="x", shape=(200,)),
+                Dense(name="dense", inputs=("x",), weight=weight * factor),
+                Neuron(name="neuron", inputs=("dense",), model=LIF(beta=0.5, v_threshold=90.0)),
+                Output(name="out", inputs=("neuron",)),
+            ],
+            steps=2,
+        )
+
+    template = compile(graph(1.0), calibration=x, input_bits=4)
+    kept, anew = (compile(graph(f), calibration=x, input_bits=4, like=template) for f in (0.9, 1.5))
+    scale = template.populations["neuron"].scale
+    assert kept.populations["neuron"].scale == scale > anew.populations["neuron"].scale
+    assert not any(bound.wraps for bound in prove(anew).values())
