@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ranvier.deploy.cells import Cell
 from ranvier.deploy.program import ConvMap, DenseMap, LinearMap, OneToOne, Population, Program
 from ranvier.train.errors import RanvierError, UnsupportedError
 
@@ -32,7 +33,7 @@ class StepLoop:
                 continue
             self.maps[population.name] = self._maps(population)
             self.biases[population.name] = self._bias(population)
-            if not population.cell.graded and not is_logic(population):
+            if not population.cell.graded and not is_logic(program, population):
                 self.neurons[population.name] = self._leaky(population)
 
     def _leaky(self, population: Population) -> Any:
@@ -58,7 +59,7 @@ class StepLoop:
 
         cell, weight = population.cell, linear.weight
         assert cell is not None
-        one = 1.0 if cell.graded else np.maximum(1, np.asarray(cell.vth, float))
+        one = 1.0 if cell.graded else threshold(cell)
         if np.ndim(one) and not isinstance(linear, OneToOne):
             # a threshold for each channel of a convolution, for each neuron of a dense layer
             size = (population.shape[0], -1) if isinstance(linear, ConvMap) else (-1, 1)
@@ -75,7 +76,7 @@ class StepLoop:
         assert cell is not None
         if cell.graded or not np.any(cell.bias):
             return None
-        bias = cell.bias / 64 / np.maximum(1, np.asarray(cell.vth))
+        bias = cell.bias / 64 / threshold(cell)
         return torch.as_tensor(bias, dtype=torch.float32, device=self.device)
 
     def __call__(self, x: np.ndarray) -> tuple[Any, dict[str, float]]:
@@ -132,11 +133,13 @@ class StepLoop:
         import torch
 
         population = self.program.populations[name]
-        if is_logic(population):
+        if is_logic(self.program, population):
             sources = [values[s] for names, _, _ in self.maps[name] for s in names]
             linear = self.maps[name][0][1]
             if isinstance(linear, ConvMap):
-                return torch.nn.functional.max_pool2d(sources[0], 2)
+                window = linear.weight.shape[2:]
+                pool = torch.nn.functional.max_pool2d
+                return pool(sources[0], window, linear.stride, linear.padding)
             return torch.stack(sources).amax(0) if len(sources) > 2 else torch.maximum(*sources)
         current: Any = None
         for names, linear, weight in self.maps[name]:
@@ -166,12 +169,28 @@ def agreement(loop: StepLoop, program: Program, x: np.ndarray) -> str:
     return f"{different} of {compared} spikes differ layer by layer (floats)"
 
 
-def is_logic(population: Population) -> bool:
-    """Whether a population only takes the OR of spikes: no memory, and one spike is enough."""
+def threshold(cell: Cell) -> Any:
+    """What a float loop divides by; whole numbers without memory pass vth where they pass vth + 1/2."""
+    vth = np.asarray(cell.vth, float)
+    return vth + 0.5 if np.all(np.asarray(cell.dv) == 4096) else np.maximum(1, vth)
+
+
+def is_logic(program: Program, population: Population) -> bool:
+    """Whether a population only takes the OR of spikes, or of a window of them, and forgets."""
     cell = population.cell
-    if cell is None or cell.graded or np.any(cell.bias) or np.any(np.asarray(cell.vth) != 1):
+    if cell is None or cell.graded or np.any(cell.bias) or np.any(np.asarray(cell.dv) != 4096):
         return False
-    return bool(np.all(np.asarray(cell.dv) == 4096))
+    into = program.into(population.name)
+    least = np.max(np.asarray(cell.vth)) + 1
+    enough = all((p.map.weight.astype(np.int64) << p.exponent).min() >= least for p in into)
+    plain = all(isinstance(p.map, OneToOne) for p in into)
+    window = (
+        len(into) == 1 and isinstance(into[0].map, ConvMap) and into[0].map.weight.shape[1] == 1
+    )
+    depthwise = (
+        window and into[0].map.weight.shape[0] == population.shape[0] == into[0].map.in_shape[0]
+    )
+    return bool(enough and (depthwise or (plain and len(into) > 1)))
 
 
 def apply(linear: LinearMap, weight: Any, x: Any) -> Any:

@@ -78,6 +78,19 @@ class Apart:
         )
 
 
+class Forgetful:
+    """A threshold without memory, called as a node is."""
+
+    def eval(self) -> None:
+        pass
+
+    def modules(self) -> list[Any]:
+        return []
+
+    def __call__(self, x: Any) -> Any:
+        return (x > 1.0).to(x.dtype)
+
+
 class LayerLoop(StepLoop):
     """A StepLoop in SpikingJelly's way: multi-step neurons, all steps of a layer in one batch."""
 
@@ -86,8 +99,10 @@ class LayerLoop(StepLoop):
 
         beta = float((4096 - np.asarray(population.cell.dv).max()) / 4096)
         soft = population.cell.reset == "subtract"
+        if not beta:  # a LIFNode cannot forget everything
+            return Forgetful()
         return neuron.LIFNode(
-            tau=1 / (1 - beta) if beta else 1.0, decay_input=False, v_threshold=1.0,
+            tau=1 / (1 - beta), decay_input=False, v_threshold=1.0,
             v_reset=None if soft else 0.0, step_mode="m",
         )  # fmt: skip
 

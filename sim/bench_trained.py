@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -31,12 +32,13 @@ def trained(name: str, batch: int) -> tuple[Program, np.ndarray]:
     from ranvier.deploy.compiler import compile
     from ranvier.export.tracer import trace
     from ranvier.train import create_model, load_dataset
+    from ranvier.train.models import WEIGHTS
 
-    rest, _, tag = name.rpartition("-")
-    model, _, join = rest.rpartition("-")
-    if not model or not join:
+    if not (WEIGHTS / f"{name}.json").is_file():
         raise RangeError(f"bench: '{name}' is no stored network; there are {', '.join(stored())}")
-    network = create_model(model, join=join, pretrained=tag).eval()
+    model = json.loads((WEIGHTS / f"{name}.json").read_text())["model"]
+    tag = name.removeprefix(f"{model['name']}-{model['join']}-")
+    network = create_model(model["name"], join=model["join"], pretrained=tag).eval()
     images = [
         np.asarray(load_dataset(tag, split=s, limit=n).x, np.float32)
         for s, n in (("train", CALIBRATION), ("test", batch))

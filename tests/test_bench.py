@@ -10,7 +10,7 @@ import pytest
 from ranvier.sim import bench, bench_jelly, bench_nets
 from ranvier.sim.bench_float import StepLoop, agreement
 from ranvier.sim.runner import run
-from ranvier.train.errors import RangeError, RanvierError
+from ranvier.train.errors import DataError, RangeError, RanvierError
 
 
 def small(join: str = "vanilla"):
@@ -141,3 +141,21 @@ def test_the_float_loop_is_held_against_the_engine() -> None:
         neuron.threshold = neuron.threshold * 1.5
     with pytest.raises(RanvierError, match="differ in"):
         agreement(other, program, x)
+
+
+@pytest.mark.parametrize("name", ["resnet-digits-or-digits", "resnet-digits-sew-digits"])
+def test_the_float_loop_equals_a_compiled_net_layer_by_layer(name: str) -> None:
+    """An OR without memory fires strictly above a threshold of 0, where spikes are 1."""
+    program, x = bench.case(name, 0.0, 4, 2)
+    compared, different = StepLoop(program).differing(
+        {n: np.asarray(t.spikes) for n, t in run(program, x, "dense", ("spikes",)).trace.items()}
+    )
+    assert compared > 10_000 and different < 20
+
+
+def test_stored_names_with_a_hyphen_in_the_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANVIER_DATA", raising=False)
+    with pytest.raises(RangeError, match="is no stored network; there are resnet-digits-ms-digits"):
+        bench.case("resnet8-nor-digits", 0.0, 4, 2)
+    with pytest.raises(DataError, match="'mnist' is missing"):
+        bench.case("resnet8-sew-and-mnist", 0.0, 4, 2)  # found; its images are not
