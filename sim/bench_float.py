@@ -11,7 +11,7 @@ from ranvier.deploy.program import ConvMap, DenseMap, LinearMap, OneToOne, Popul
 from ranvier.train.errors import RanvierError, UnsupportedError
 
 FEW = 2  # samples that are compared
-ROUNDING = 0.02  # share of spikes that rounding may change: 0.01 measured (MS, 20 %); a wrong layer: above 0.05
+ROUNDING = 0.02  # share of spikes that rounding may change: 0.01 measured (MS, 20 %); of wrong layers: 0.05
 
 
 class StepLoop:
