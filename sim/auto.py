@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ranvier.deploy.program import Program
+from ranvier.sim.dense import CHUNK_BYTES as DENSE_BYTES
 from ranvier.sim.dense import DenseBackend, chunk_size, exact_kernels
 from ranvier.sim.events import CHUNK_BYTES, EventsBackend
 from ranvier.sim.layers import Driven, Incoming, walk
@@ -74,7 +75,7 @@ class AutoBackend(EventsBackend):
             choice.work += sum(self._macs(w.projection.name) * len(m) * batch for w, m in incoming)
             if choice.work > SMALL:
                 self._settle(choice, whole)
-        return self._by(choice.way or ("events" if self._warm else "dense"), whole)
+        return self._by(choice.way or self._usual(), whole)
 
     def _by(self, way: str, whole: Any) -> Driven:
         engine = DenseBackend if way == "dense" else EventsBackend
@@ -105,16 +106,30 @@ class AutoBackend(EventsBackend):
             if choice.clear:
                 break
         self._warm = True
-        choice.way = better(choice, [c for c in self.choices.values() if c.way is not None])
+        choice.way = better(choice, self._decided())
+
+    def _decided(self) -> list[Choice]:
+        return [c for c in self.choices.values() if c.way is not None]
+
+    def _usual(self) -> str:
+        """The way of a population that is not worth a trial yet."""
+        return usual(self._decided()) or ("events" if self._warm else "dense")
+
+    def chunk_bytes(self) -> int:
+        """Parts of a batch are as large as the way likes them that most of the work goes."""
+        return DENSE_BYTES["cpu"] if usual(self._decided()) == "dense" else CHUNK_BYTES
+
+
+def usual(decided: Sequence[Choice]) -> str | None:
+    """The way that would take less for all of them together; None where there are none."""
+    return min(WAYS, key=lambda way: sum(c.seconds[way] for c in decided)) if decided else None
 
 
 def better(choice: Choice, decided: Sequence[Choice]) -> str:
-    """The quicker way; where the two are close, the one that those decided would take together."""
+    """The quicker way; where the two are close, the usual one of those decided."""
     quick = min(WAYS, key=lambda way: choice.seconds[way])
-    if not decided:
-        return quick
-    usual = min(WAYS, key=lambda way: sum(c.seconds[way] for c in decided))
-    return quick if choice.seconds[quick] < WORTH * choice.seconds[usual] else usual
+    common = usual(decided) or quick
+    return quick if choice.seconds[quick] < WORTH * choice.seconds[common] else common
 
 
 _BACKENDS: weakref.WeakKeyDictionary[Program, AutoBackend] = weakref.WeakKeyDictionary()
@@ -131,5 +146,5 @@ def run_auto(program: Program, x: np.ndarray, record: tuple[str, ...] = ()) -> R
     """The Result of whole numbers x `[time, batch, *shape]`."""
     use = backend(program)
     with exact_kernels():
-        whole, ledger = walk(use, x, record, chunk_size(use.plan, len(x), CHUNK_BYTES))
+        whole, ledger = walk(use, x, record, chunk_size(use.plan, len(x), use.chunk_bytes()))
     return finish(program, whole.sent, whole.states, record, ledger, "auto")
