@@ -26,6 +26,7 @@ class StepLoop:
 
         self.program, self.device = program, torch.device(device)
         self.neurons: dict[str, Any] = {}
+        self.logic = {p.name for p in program if is_logic(program, p)}
         self.biases: dict[str, Any] = {}
         self.maps: dict[str, list[tuple[list[str], LinearMap, Any]]] = {}
         for population in program:
@@ -33,7 +34,7 @@ class StepLoop:
                 continue
             self.maps[population.name] = self._maps(population)
             self.biases[population.name] = self._bias(population)
-            if not population.cell.graded and not is_logic(program, population):
+            if not population.cell.graded and population.name not in self.logic:
                 self.neurons[population.name] = self._leaky(population)
 
     def _leaky(self, population: Population) -> Any:
@@ -133,7 +134,7 @@ class StepLoop:
         import torch
 
         population = self.program.populations[name]
-        if is_logic(self.program, population):
+        if name in self.logic:
             sources = [values[s] for names, _, _ in self.maps[name] for s in names]
             linear = self.maps[name][0][1]
             if isinstance(linear, ConvMap):
