@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ranvier.train.errors import RangeError
+from ranvier.train.errors import RangeError, expect
 
 BRIEF = "Intel, Taking Neuromorphic Computing to the Next Level with Loihi 2 (technology brief)"
 NENGO = "nengo-loihi 1.0, builder and hardware validation constants"
@@ -84,6 +84,13 @@ LOIHI2 = Chip(
 )
 
 CHIPS = {c.name: c for c in (LOIHI1, LOIHI2)}
+
+
+def chip_of(chip: Chip | str, stage: str) -> Chip:
+    """The chip, or the one of that name. Raises RangeError, UnsupportedError for what is neither."""
+    found = chip_named(chip) if isinstance(chip, str) else chip
+    expect(found, Chip, stage, "give LOIHI1 or LOIHI2")
+    return found
 
 
 def chip_named(name: str) -> Chip:

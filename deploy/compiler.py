@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ranvier.deploy.calibration import sample_of
-from ranvier.deploy.chip import LOIHI2, Chip, chip_named
+from ranvier.deploy.chip import LOIHI2, Chip, chip_of
 from ranvier.deploy.mapper import Mapper
 from ranvier.deploy.options import InputBits, Joins, Rounding, Thresholds, checked
 from ranvier.deploy.program import Program
@@ -55,8 +55,7 @@ def compile(
     Source: models.md 15 equations; the limits are those of lava-nc 0.10's fixed-point models.
     """
     expect(graph, Graph, "compile", "make one with ranvier.export.trace(net, sample)")
-    chip = chip_named(chip) if isinstance(chip, str) else chip
-    expect(chip, Chip, "compile", "give LOIHI1, LOIHI2 or a name of theirs")
+    chip = chip_of(chip, "compile")
     options = checked(
         chip, weight_bits, joins, input_bits=input_bits, search=search, bias_correction=bias_correction,
         thresholds=thresholds, rounding=rounding, like=like, calibrated=calibration is not None,

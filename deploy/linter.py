@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ranvier.deploy import rules_accuracy, rules_fit, rules_mapping
-from ranvier.deploy.chip import LOIHI2, Chip, chip_named
+from ranvier.deploy.chip import LOIHI2, Chip, chip_of
 from ranvier.deploy.rules import RULES, Context, Rule, Severity
 from ranvier.export.graph import Graph
 from ranvier.train.errors import RangeError, UnsupportedError, expect
@@ -53,7 +53,7 @@ def lint(
     expect(graph, Graph, "lint", "trace(net, sample) makes one of a module")
     if graph.spec != "source":
         raise UnsupportedError("lint: the graph is lowered; lint takes it as it was traced or read")
-    context = Context(graph, chip_named(chip) if isinstance(chip, str) else chip, weight_bits)
+    context = Context(graph, chip_of(chip, "lint"), weight_bits)
     found = []
     for code in wanted(select, ignore):
         for node, message, fix in RULES[code].check(context):

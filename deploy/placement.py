@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ranvier.deploy.chip import LOIHI2, Chip, chip_named
+from ranvier.deploy.chip import LOIHI2, Chip, chip_of
 from ranvier.deploy.program import Population, Program
 from ranvier.deploy.resources import Need, Slice, cut, need
 from ranvier.export.linear import image
@@ -173,8 +173,7 @@ def place(
     UnsupportedError where the chip lacks what the program uses.
     """
     expect(program, Program, "place", "compile(graph, calibration=x) makes one")
-    chip = chip_named(chip) if isinstance(chip, str) else chip
-    expect(chip, Chip, "place", "give LOIHI1 or LOIHI2")
+    chip = chip_of(chip, "place")
     if solver not in ("auto", "greedy", "highspy"):
         raise RangeError(f"place: solver '{solver}' is none of auto, greedy, highspy")
     check_chip(program, chip)

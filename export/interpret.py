@@ -163,7 +163,6 @@ def _run_by_step(graph: Graph, x: Tensor) -> dict[str, Tensor]:
 
 
 def _step_neuron(node: Neuron, x: Tensor, states: dict[str, Any]) -> Tensor:
-
     if node.bias is not None:
         x = x + _tensor(node.bias, x)
     state = states.get(node.name) or node.model.initial(x)
