@@ -1,51 +1,170 @@
-"""The auto engine: each population by the faster of dense and events, as measured here.
+"""The auto engine: the quickest of dense, events and a mixture of both, as measured here.
 
-A population is decided once for each power of two of the density of its messages: the first part of
-a batch that is worth it is computed both ways, by turns, and the quicker way stays. What is timed
-is the whole step from messages to messages, since the sums of the two have different types. Going
-from one way to the other costs what no layer alone shows - messages and weights leave the caches -
-so where the two are close, the way that won most so far stays. The integers are the same.
+Once for each power of two of the density of the input, one part of a batch is run with every
+population computed both ways, by turns: the quicker way is the population's own. What is timed is
+the whole step from messages to messages, since the sums of the two have different types. Going from
+one way to the other costs what no population alone shows - messages and weights leave the caches -
+so the next parts, which must be run anyway, go by turns through three lanes: dense everywhere,
+events everywhere, and each population its own way. The quickest stays, until the network fires
+twice as much, or half as much, as it did then. The integers are the same in every lane.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ranvier.deploy.program import Program
-from ranvier.sim.dense import CHUNK_BYTES as DENSE_BYTES
-from ranvier.sim.dense import DenseBackend, chunk_size, exact_kernels
-from ranvier.sim.events import CHUNK_BYTES, EventsBackend
-from ranvier.sim.layers import Driven, Incoming, walk
+from ranvier.sim.dense import DenseBackend, exact_kernels
+from ranvier.sim.events import EventsBackend
+from ranvier.sim.layers import Driven, Incoming, Outcome, Walk, walk
+from ranvier.sim.race import CLEAR, Race
 from ranvier.sim.runner import Result, finish
 
 WAYS = ("dense", "events")
-CLEAR = 1.5  # a ratio at which two trials are enough
+OWN = "own"  # the lane in which each population has its own way
 TRIALS = 5
 WORTH = 0.85  # the other way must take at most this share of the time to be changed to
-SMALL = 10**7  # multiplications of the dense way before it is worth to compile and try the other
+SMALL = 10**8  # multiplications of the dense way before it is worth to compile and try the other
+WATCH = 16  # parts from one look at the density of the whole to the next
 
 
 @dataclass
 class Choice:
-    """Seconds that each way took at best, and what was decided from them."""
+    """Seconds that each way of a population took at best."""
 
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
+
+
+@dataclass
+class Found:
+    """What was measured at one density of the input.
+
+    choices  population -> its seconds
+    ways     population -> its own way
+    race     of the lanes
+    density  spikes of all populations a neuron and step, when it was measured
+    parts    run since
+    """
+
+    choices: dict[str, Choice]
+    ways: dict[str, str]
+    race: Race
     density: float
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, math.inf))
-    trials: int = 0
-    work: int = 0
-    way: str | None = None
+    parts: int = 0
 
-    @property
-    def clear(self) -> bool:
-        slow, fast = max(self.seconds.values()), min(self.seconds.values())
-        return self.trials > 1 and slow > CLEAR * fast
+    def way(self, lane: str, name: str) -> str:
+        return self.ways.get(name, usual(self.choices.values())) if lane == OWN else lane
+
+
+class Now(threading.local):
+    """What the part that a thread runs goes by: a trial, or the ways of a lane."""
+
+    trial: dict[str, Choice] | None = None
+    found: Found | None = None
+    lane: str = WAYS[0]
+
+
+class AutoBackend(EventsBackend):
+    """See the module. `found` tells, by the power of two of the input's density, what was measured."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.found: dict[int, Found] = {}
+        self._last: Found | None = None
+        self._work = 0
+        self._now = Now()
+
+    def part(self, steps: int) -> int:
+        """As large as the way likes it that most of the work goes."""
+        if self._last is None:
+            return EventsBackend.part(self, steps)
+        lane = self._last.race.next()
+        way = usual(self._last.choices.values()) if lane == OWN else lane
+        return (DenseBackend if way == "dense" else EventsBackend).part(self, steps)
+
+    def run(self, part: Walk) -> Outcome:
+        key = round(math.log2(max(density(part.entry), 1e-4)))
+        found = self._last = self.found.get(key)
+        if found is None:
+            return self._first(key, part)
+        self._now.found, self._now.lane = found, found.race.next()
+        if part.record:  # states are kept, which takes time of its own
+            return part.run()
+        found.parts += 1
+        watched = found.parts % WATCH == 0
+        before = fired(part) if watched else 0
+        start = time.thread_time()  # not the wall's: other processes must not decide
+        outcome = part.run()
+        found.race.add(self._now.lane, time.thread_time() - start, part.batch)
+        if watched and not 0.5 <= ratio(self._density(part, before), found.density) <= 2:
+            self.found.pop(key, None)
+        return outcome
+
+    def _first(self, key: int, part: Walk) -> Outcome:
+        """A part before anything is known: with both ways of each population, if worth it."""
+        self._now.found, self._now.lane = None, WAYS[0]
+        self._work += self._macs * part.steps * part.batch
+        if self._work <= SMALL:
+            return part.run()
+        before = fired(part)
+        trial: dict[str, Choice] = {}
+        self._now.trial = trial
+        try:
+            outcome = part.run()
+        finally:
+            self._now.trial = None
+        if trial:
+            self._last = self.found[key] = settled(trial, self._density(part, before))
+        return outcome
+
+    def _density(self, part: Walk, before: int) -> float:
+        neurons = sum(p.size for p in self.plan.populations.values())
+        return (fired(part) - before) / (neurons * part.steps * part.batch)
+
+    @cached_property
+    def _macs(self) -> int:
+        return int(sum(f.sum() for fans in self.plan.fans.values() for f in fans))
+
+    def drive(
+        self, name: str, incoming: Incoming, steps: int, batch: int, state: Any, record: bool
+    ) -> Driven:
+        whole = (name, incoming, steps, batch, state, record)
+        now = self._now
+        if not incoming or not self.target(name).possible:
+            return DenseBackend.drive(self, *whole)
+        if now.trial is not None:
+            return self._try(now.trial.setdefault(name, Choice()), whole)
+        return self._by(now.lane if now.found is None else now.found.way(now.lane, name), whole)
+
+    def _by(self, way: str, whole: Any) -> Driven:
+        engine = DenseBackend if way == "dense" else EventsBackend
+        return engine.drive(self, *whole)
+
+    def _try(self, choice: Choice, whole: Any) -> Driven:
+        """Both ways, by turns, until it is clear; each runs once untimed, to be compiled."""
+        *first, state, record = whole
+        least = dict.fromkeys(WAYS, math.inf)
+        for trial in range(-1, TRIALS):
+            for way in WAYS if trial % 2 else WAYS[::-1]:
+                fresh = None if state is None else tuple(a.copy() for a in state)
+                start = time.thread_time()
+                done = self._by(way, (*first, fresh, record))
+                if trial >= 0:
+                    least[way] = min(least[way], time.thread_time() - start)
+            if trial > 0 and max(least.values()) > CLEAR * min(least.values()):
+                break
+        for way in WAYS:
+            choice.seconds[way] += least[way]
+        return done
 
 
 def density(message: Any) -> float:
@@ -55,80 +174,38 @@ def density(message: Any) -> float:
     return float(np.count_nonzero(part)) / max(1, part.size)
 
 
-class AutoBackend(EventsBackend):
-    """See the module. `choices` tells, by population and density, what was measured and decided."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        self.choices: dict[tuple[str, int], Choice] = {}
-        self._work: dict[str, int] = {}
-        self._warm = False  # whether the event kernels are compiled already
-
-    def drive(
-        self, name: str, incoming: Incoming, steps: int, batch: int, state: Any, record: bool
-    ) -> Driven:
-        whole = (name, incoming, steps, batch, state, record)
-        if not self.target(name).possible or not incoming:
-            return DenseBackend.drive(self, *whole)
-        choice = self._choice(name, incoming)
-        if choice.way is None:
-            choice.work += sum(self._macs(w.projection.name) * len(m) * batch for w, m in incoming)
-            if choice.work > SMALL:
-                self._settle(choice, whole)
-        return self._by(choice.way or self._usual(), whole)
-
-    def _by(self, way: str, whole: Any) -> Driven:
-        engine = DenseBackend if way == "dense" else EventsBackend
-        return engine.drive(self, *whole)
-
-    def _choice(self, name: str, incoming: Incoming) -> Choice:
-        seen = max(density(m) for _, m in incoming)
-        key = (name, round(math.log2(max(seen, 1e-4))))
-        return self.choices.setdefault(key, Choice(seen))
-
-    def _macs(self, name: str) -> int:
-        if name not in self._work:
-            self._work[name] = int(sum(f.sum() for f in self.plan.fans[name]))
-        return self._work[name]
-
-    def _settle(self, choice: Choice, whole: Any) -> None:
-        """Both ways, by turns, until it is clear; each runs once untimed, to be compiled."""
-        *first, state, record = whole
-        for trial in range(-1, TRIALS):
-            for way in WAYS if trial % 2 else WAYS[::-1]:
-                fresh = None if state is None else tuple(a.copy() for a in state)
-                start = time.thread_time()  # not the wall's: other processes must not decide
-                self._by(way, (*first, fresh, record))
-                if trial >= 0:
-                    spent = time.thread_time() - start
-                    choice.seconds[way] = min(choice.seconds[way], spent)
-            choice.trials = trial + 1
-            if choice.clear:
-                break
-        self._warm = True
-        choice.way = better(choice, self._decided())
-
-    def _decided(self) -> list[Choice]:
-        return [c for c in self.choices.values() if c.way is not None]
-
-    def _usual(self) -> str:
-        """The way of a population that is not worth a trial yet."""
-        return usual(self._decided()) or ("events" if self._warm else "dense")
-
-    def chunk_bytes(self) -> int:
-        """Parts of a batch are as large as the way likes them that most of the work goes."""
-        return DENSE_BYTES["cpu"] if usual(self._decided()) == "dense" else CHUNK_BYTES
+def fired(part: Walk) -> int:
+    """Messages of all populations so far."""
+    return int(sum(t.some.sum() for t in part.tallies.values()))
 
 
-def usual(decided: Sequence[Choice]) -> str | None:
-    """The way that would take less for all of them together; None where there are none."""
-    return min(WAYS, key=lambda way: sum(c.seconds[way] for c in decided)) if decided else None
+def ratio(now: float, then: float) -> float:
+    return max(now, 1e-9) / max(then, 1e-9)
 
 
-def better(choice: Choice, decided: Sequence[Choice]) -> str:
-    """The quicker way; where the two are close, the usual one of those decided."""
-    quick = min(WAYS, key=lambda way: choice.seconds[way])
-    common = usual(decided) or quick
+def settled(choices: dict[str, Choice], density: float) -> Found:
+    """What a trial says: each population's way, and the lanes that are worth a race."""
+    every = choices.values()
+    ways = {name: better(choice, every) for name, choice in choices.items()}
+    own = sum(choice.seconds[ways[name]] for name, choice in choices.items())
+    close = [way for way in WAYS if total(way, every) <= CLEAR * own]
+    lanes = close if len(set(ways.values())) == 1 else [OWN, *close]
+    return Found(choices, ways, Race(lanes), density)
+
+
+def total(way: str, choices: Iterable[Choice]) -> float:
+    return sum(c.seconds[way] for c in choices)
+
+
+def usual(choices: Iterable[Choice]) -> str:
+    """The way that would take less for all of them together."""
+    every = list(choices)
+    return min(WAYS, key=lambda way: total(way, every))
+
+
+def better(choice: Choice, choices: Iterable[Choice]) -> str:
+    """The quicker way; where the two are close, the usual one of all."""
+    quick, common = min(WAYS, key=lambda way: choice.seconds[way]), usual(choices)
     return quick if choice.seconds[quick] < WORTH * choice.seconds[common] else common
 
 
@@ -136,7 +213,7 @@ _BACKENDS: weakref.WeakKeyDictionary[Program, AutoBackend] = weakref.WeakKeyDict
 
 
 def backend(program: Program) -> AutoBackend:
-    """The backend of a program, with its choices so far."""
+    """The backend of a program, with what it found so far."""
     if program not in _BACKENDS:
         _BACKENDS[program] = AutoBackend(program)
     return _BACKENDS[program]
@@ -146,5 +223,5 @@ def run_auto(program: Program, x: np.ndarray, record: tuple[str, ...] = ()) -> R
     """The Result of whole numbers x `[time, batch, *shape]`."""
     use = backend(program)
     with exact_kernels():
-        whole, ledger = walk(use, x, record, chunk_size(use.plan, len(x), use.chunk_bytes()))
+        whole, ledger = walk(use, x, record)
     return finish(program, whole.sent, whole.states, record, ledger, "auto")

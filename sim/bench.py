@@ -8,12 +8,13 @@ import json
 import math
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ import numpy as np
 
 from ranvier.deploy.program import Program
 from ranvier.sim.bench_nets import NETS, net, random_spikes
+from ranvier.sim.race import TURNS
 from ranvier.train.errors import RangeError, RanvierError
 from ranvier.train.files import atomic_write
 
@@ -29,8 +31,10 @@ RATES = (0.02, 0.05, 0.1, 0.2)
 SIDES = ("dense", "events", "auto", "snntorch")
 EXTRA = ("reference", "spikingjelly", "lava")  # sides to ask for by name
 ROUNDS = 5
+MOST_ROUNDS = 101
+ENOUGH_S = 6.0  # quick nets are run in more rounds, until all sides together took so long
 SLOW_ROUNDS = 2  # of the reference
-DECIDING = 8  # runs in which auto tries both ways, which it does once for a program: not timed
+DECIDING = 1 + 3 * TURNS  # runs in which auto tries its ways, which it does once: not timed
 BATCH = {"mlp": 512}
 LAVA_STEPS = 16
 LAVA_STEPS_LARGE = 1  # of networks with more weights than LARGE: ten seconds a step
@@ -49,6 +53,9 @@ class Row:
     spread          (slowest - fastest) / median
     ratio_snntorch  how many times faster than the snntorch loop in the same rounds, a sample
     ratio_cpu       the same in processor time, which a loaded machine distorts less
+    ratio_better    of auto: how many times faster than the quicker of dense and events, in the same
+                    rounds; 0 elsewhere
+    better_cpu      the same in processor time
     peak_mb         most memory that the process has held until then
     load            the machine's load average when the row was made: above its cores, others ran too
     """
@@ -68,6 +75,8 @@ class Row:
     ms_per_sample_step: float
     ratio_snntorch: float
     ratio_cpu: float
+    ratio_better: float
+    better_cpu: float
     equal: str
     peak_mb: float
     threads: int
@@ -158,10 +167,12 @@ def bench(
             calls["spikingjelly"], compared["spikingjelly"] = apart, apart.equal
         for _ in range(DECIDING if "auto" in calls else 0):
             calls["auto"]()
-        times = timed(calls, rounds)
+        times = timed(calls, rounds, enough_s=ENOUGH_S)
     common = (batch, steps, counts.n_spikes, counts.n_synops)
     loop = times.get("snntorch")
     rows = [_row(name, rate, s, common, t, loop, compared[s]) for s, t in times.items()]
+    wall, cpu = against_better(times)
+    rows = [replace(r, ratio_better=wall, better_cpu=cpu) if r.side == "auto" else r for r in rows]
     if "reference" in sides:
         one = run_counts(program, x[:, :1])
         found = timed({"reference": side("reference", program, x[:, :1])}, SLOW_ROUNDS, 0)
@@ -196,19 +207,29 @@ def side(name: str, program: Program, x: np.ndarray) -> Callable[[], Any]:
 Times: TypeAlias = "list[tuple[float, float]]"
 
 
-def timed(calls: dict[str, Callable[[], Any]], rounds: int, burn_in: int = 2) -> dict[str, Times]:
+def timed(
+    calls: dict[str, Callable[[], Any]], rounds: int, burn_in: int = 2, enough_s: float = 0.0
+) -> dict[str, Times]:
     """(seconds, processor seconds) of each call, taken by turns after a burn-in.
 
-    A call that ran elsewhere returns its own processor seconds as a float.
+    Each round has an order of its own, since what ran before leaves its weights in the caches.
+    There are at least so many rounds, and more while they took less than `enough_s` together. A
+    call that ran elsewhere returns its own processor seconds as a float.
     """
     for call in calls.values():
         for _ in range(burn_in):
             call()
     found: dict[str, Times] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    shuffle = random.Random(0).shuffle
+    begun = time.perf_counter()
+    for n in range(max(rounds, MOST_ROUNDS)):
+        if n >= rounds and time.perf_counter() - begun > enough_s:
+            break
+        order = list(calls)
+        shuffle(order)
+        for name in order:
             start, cpu = time.perf_counter(), time.process_time()
-            elsewhere = call()
+            elsewhere = calls[name]()
             spent = time.process_time() - cpu
             spent = elsewhere if isinstance(elsewhere, float) else spent
             found[name].append((time.perf_counter() - start, spent))
@@ -293,8 +314,8 @@ def _row(
     ratio, ratio_cpu = _ratios(loop, times)
     return Row(
         name, round(rate, 4), side, batch, steps, spikes, synops, seconds, cpu, round(spread, 3),
-        batch / seconds, synops / seconds, 1000 * seconds / (batch * steps), ratio, ratio_cpu, equal,
-        round(peak, 1), threads(), round(os.getloadavg()[0], 1), commit(), machine(), versions(),
+        batch / seconds, synops / seconds, 1000 * seconds / (batch * steps), ratio, ratio_cpu, 0.0, 0.0,
+        equal, round(peak, 1), threads(), round(os.getloadavg()[0], 1), commit(), machine(), versions(),
     )  # fmt: skip
 
 
@@ -305,6 +326,19 @@ def _ratios(loop: Times | None, times: Times) -> tuple[float, float]:
     wall = statistics.median(a[0] / b[0] for a, b in zip(loop, times, strict=False))
     cpu = min(c for _, c in loop) / max(1e-9, min(c for _, c in times))
     return round(wall, 2), round(cpu, 2)
+
+
+def against_better(times: dict[str, Times]) -> tuple[float, float]:
+    """ratio_better and better_cpu of a Row: medians over the rounds."""
+    found = [0.0, 0.0]
+    if not {"dense", "events", "auto"} <= set(times):
+        return 0.0, 0.0
+    for k in range(2):
+        side = {s: [t[k] for t in times[s]] for s in ("dense", "events", "auto")}
+        quick = min(("dense", "events"), key=lambda s: statistics.median(side[s]))
+        pairs = zip(side[quick], side["auto"], strict=True)
+        found[k] = round(statistics.median(a / max(1e-9, b) for a, b in pairs), 3)
+    return found[0], found[1]
 
 
 def threads() -> int:
@@ -354,10 +388,11 @@ def write(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
 def line(row: Row) -> str:
     """A row for people; no ratio to snntorch where its loop was not run."""
     against = f"{row.ratio_snntorch:6.2f}x snntorch ({row.ratio_cpu:.2f}x in CPU time)  "
+    better = f"{row.ratio_better:.2f}x the better side  " if row.ratio_better else ""
     return (
         f"{row.net:22} {row.rate:5.1%} {row.side:12} {row.ms_per_sample_step:9.4f} ms a sample-step "
         f"{row.samples_per_s:9.1f} samples/s {row.synops_per_s / 1e9:7.2f} Gsynops/s "
-        f"{against if row.ratio_snntorch else ''}spread {row.spread:.0%}"
+        f"{against if row.ratio_snntorch else ''}{better}spread {row.spread:.0%}"
     )
 
 

@@ -21,7 +21,7 @@ from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
 from ranvier.sim import bounds
 from ranvier.sim.bounds import trailing_zeros
 from ranvier.sim.int8 import Product, product
-from ranvier.sim.layers import Driven, Incoming, Tally, walk
+from ranvier.sim.layers import Driven, Incoming, Outcome, Tally, Walk, walk
 from ranvier.sim.layout import Wiring
 from ranvier.sim.plan import CellPlan, Plan, plan
 from ranvier.sim.runner import Result, finish
@@ -205,6 +205,12 @@ class DenseBackend:
         self.device = torch.device(device)
         self._synapses: dict[str, Synapses] = {}
         self._params: dict[str, tuple[Tensor, ...]] = {}
+
+    def part(self, steps: int) -> int:
+        return chunk_size(self.plan, steps, CHUNK_BYTES[self.device.type])
+
+    def run(self, part: Walk) -> Outcome:
+        return part.run()
 
     def synapses(self, wiring: Wiring) -> Synapses:
         p = wiring.projection
@@ -398,7 +404,6 @@ def run_dense(
 ) -> Result:
     """The Result of whole numbers x `[time, batch, *shape]`; device "cpu" or "cuda"."""
     use = backend(program, device)
-    size = chunk_size(use.plan, len(x), CHUNK_BYTES[device.split(":")[0]])
     with exact_kernels():
-        whole, ledger = walk(use, x, record, size)
+        whole, ledger = walk(use, x, record)
     return finish(program, whole.sent, whole.states, record, ledger, "dense")

@@ -218,6 +218,9 @@ class EventsBackend(DenseBackend):
         self._targets: dict[str, Target] = {}
         self._scratch = Scratch()
 
+    def part(self, steps: int) -> int:
+        return chunk_size(self.plan, steps, CHUNK_BYTES)
+
     def target(self, name: str) -> Target:
         if name not in self._targets:
             self._targets[name] = Target(self.plan, name)
@@ -254,5 +257,5 @@ def run_events(program: Program, x: np.ndarray, record: tuple[str, ...] = ()) ->
     """The Result of whole numbers x `[time, batch, *shape]`."""
     use = backend(program)
     with exact_kernels():
-        whole, ledger = walk(use, x, record, chunk_size(use.plan, len(x), CHUNK_BYTES))
+        whole, ledger = walk(use, x, record)
     return finish(program, whole.sent, whole.states, record, ledger, "events")

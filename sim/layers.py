@@ -39,6 +39,12 @@ class Backend(Protocol):
 
     plan: Plan
 
+    def part(self, steps: int) -> int:
+        """How many samples to run at once."""
+        ...
+
+    def run(self, part: Walk) -> Outcome: ...
+
     def load(self, x: np.ndarray) -> Message: ...
 
     def drive(
@@ -218,15 +224,16 @@ def joined(outcomes: list[Outcome]) -> Outcome:
     return Outcome(sent, states)
 
 
-def walk(
-    backend: Backend, x: np.ndarray, record: tuple[str, ...], size: int
-) -> tuple[Outcome, Ledger]:
-    """What x `[time, batch, *shape]` does, `size` samples at a time, and the counts."""
+def walk(backend: Backend, x: np.ndarray, record: tuple[str, ...]) -> tuple[Outcome, Ledger]:
+    """What x `[time, batch, *shape]` does, in parts as the backend wants them, and the counts."""
     steps, batch = x.shape[:2]
     tallies: dict[str, Tally] = {}
-    parts = [
-        Walk(backend, x[:, i : i + size], record, tallies).run() for i in range(0, batch, size)
-    ]
+    parts: list[Outcome] = []
+    done = 0
+    while done < batch:
+        stop = done + backend.part(steps)
+        parts.append(backend.run(Walk(backend, x[:, done:stop], record, tallies)))
+        done = stop
     counter = Counter(backend.plan.program, steps, batch, backend.plan.tables)
     for name, tally in tallies.items():
         whole = tally.full(steps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import time
 
 import numpy as np
 import pytest
@@ -159,3 +161,29 @@ def test_stored_names_with_a_hyphen_in_the_join(monkeypatch: pytest.MonkeyPatch)
         bench.case("resnet8-nor-digits", 0.0, 4, 2)
     with pytest.raises(DataError, match="'mnist' is missing"):
         bench.case("resnet8-sew-and-mnist", 0.0, 4, 2)  # found; its images are not
+
+
+def test_auto_against_the_better_side_is_paired_by_round() -> None:
+    """A machine that slows down over the rounds slows all sides alike."""
+    rounds = [1.0, 2.0, 8.0]
+    times = {
+        side: [(factor * r, 2 * factor * r) for r in rounds]
+        for side, factor in (("dense", 3.0), ("events", 2.0), ("auto", 2.5))
+    }
+    assert bench.against_better(times) == (0.8, 0.8)
+    assert bench.against_better({"auto": times["auto"]}) == (0.0, 0.0)
+
+
+def test_quick_calls_get_more_rounds_in_another_order() -> None:
+    took: list[str] = []
+
+    def call(name: str) -> None:
+        took.append(name)
+        time.sleep(0.001)
+
+    calls = {name: functools.partial(call, name) for name in "ab"}
+    assert len(bench.timed(calls, 3, 0)["a"]) == 3
+    took.clear()
+    assert 3 < len(bench.timed(calls, 3, 0, enough_s=0.1)["b"]) <= bench.MOST_ROUNDS
+    pairs = ["".join(took[i : i + 2]) for i in range(0, len(took), 2)]
+    assert set(pairs) == {"ab", "ba"}

@@ -14,7 +14,8 @@ from random_programs import random_input, random_program
 
 from ranvier.deploy.cells import Cell
 from ranvier.deploy.program import ConvMap, DenseMap, Population, Program, Projection, Readout
-from ranvier.sim import bench_nets
+from ranvier.sim import auto, bench_nets
+from ranvier.sim.race import TURNS, Race
 from ranvier.sim.runner import Result, run
 from ranvier.train.errors import FormatError, RangeError, ShapeError
 
@@ -128,7 +129,6 @@ def test_parts_of_a_batch_do_not_matter(engine: str, monkeypatch: pytest.MonkeyP
     want = run(program, x, "reference", STATES)
     monkeypatch.setattr("ranvier.sim.dense.CHUNK_BYTES", {"cpu": 1})
     monkeypatch.setattr("ranvier.sim.events.CHUNK_BYTES", 1)
-    monkeypatch.setattr("ranvier.sim.auto.CHUNK_BYTES", 1)
     assert_equal(want, run(program, x, engine, STATES))
 
 
@@ -202,33 +202,74 @@ def test_benchmark_networks(join: str) -> None:
     assert 0.05 < want.ledger.rate("block0.b" if join != "ms" else "block0.a") < 0.2
 
 
-def test_auto_measures_and_keeps_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ranvier.sim import auto
-
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_auto_gives_the_same_bits_in_every_lane(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the trial, and with each lane as the winner of the race."""
     monkeypatch.setattr(auto, "SMALL", 0)
     monkeypatch.setattr(auto, "TRIALS", 1)
+    program = random_program(3, **KINDS[kind])
+    x = random_input(program, 1)
+    want = run(program, x, "reference", STATES)
+    assert_equal(want, run(program, x, "auto", STATES))
+    (found,) = auto.backend(program).found.values()
+    assert found.choices and all(min(c.seconds.values()) > 0 for c in found.choices.values())
+    for lane in (auto.OWN, *auto.WAYS):
+        found.race.winner = lane
+        assert_equal(want, run(program, x, "auto", STATES))
+    assert list(auto.backend(program).found.values()) == [found]
+
+
+def test_auto_decides_once_on_runs_that_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "SMALL", 0)
     program = random_program(3)
-    run(program, random_input(program, 1), "auto")
-    choices = auto.backend(program).choices
-    assert choices and all(c.way in auto.WAYS and c.trials == 1 for c in choices.values())
-    for choice in choices.values():
-        assert auto.WORTH * choice.seconds[choice.way] <= min(choice.seconds.values())
-    before = {k: c.seconds.copy() for k, c in choices.items()}
-    run(program, random_input(program, 1), "auto")
-    assert {k: choices[k].seconds for k in before} == before
+    x = random_input(program, 1)
+    run(program, x, "auto")
+    (found,) = auto.backend(program).found.values()
+    found.race = Race([auto.OWN, *auto.WAYS])
+    run(program, x, "auto", STATES)
+    assert not any(found.race.seconds.values())  # to keep states takes time of its own
+    for _ in range(3 * TURNS):
+        run(program, x, "auto")
+    winner, before = found.race.winner, {k: list(v) for k, v in found.race.seconds.items()}
+    assert winner in (auto.OWN, *auto.WAYS)
+    run(program, x, "auto")
+    assert found.race.seconds == before and found.race.winner == winner
+
+
+def test_auto_looks_again_where_the_network_fires_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "SMALL", 0)
+    monkeypatch.setattr(auto, "WATCH", 2)
+    program = random_program(3)
+    x = random_input(program, 1)
+    for _ in range(5):
+        run(program, x, "auto")
+    (found,) = auto.backend(program).found.values()
+    assert found.parts == 4 and found.density > 0
+    found.density *= 3
+    run(program, x, "auto")
+    assert list(auto.backend(program).found.values()) == [found]  # not looked at this time
+    run(program, x, "auto")
+    assert not auto.backend(program).found
+    run(program, x, "auto")
+    (again,) = auto.backend(program).found.values()
+    assert again is not found
 
 
 def test_auto_changes_its_way_for_a_clear_gain_alone() -> None:
-    from ranvier.sim.auto import Choice, better
-
-    def measured(dense: float, events: float) -> Choice:
-        return Choice(0.1, {"dense": dense, "events": events}, 2)
+    def measured(dense: float, events: float) -> auto.Choice:
+        return auto.Choice({"dense": dense, "events": events})
 
     before = [measured(1.0, 2.0), measured(1.0, 0.5)]  # together dense is quicker
-    assert better(measured(1.0, 0.9), before) == "dense"
-    assert better(measured(1.0, 0.8), before) == "events"
-    assert better(measured(1.0, 1.1), before) == "dense"
-    assert better(measured(1.0, 0.9), []) == "events"
+    assert auto.better(measured(1.0, 0.9), before) == "dense"
+    assert auto.better(measured(1.0, 0.8), before) == "events"
+    assert auto.better(measured(1.0, 1.1), before) == "dense"
+    assert auto.usual(before) == "dense"
+    lanes = auto.settled(dict(zip("ab", before, strict=True)), 0.1).race.seconds
+    assert list(lanes) == ["own", "dense"]  # 1.0 + 0.5 against 2.0, and 2.5: clearly slower
+    even = {"a": measured(1.0, 1.1), "b": measured(1.0, 1.2)}
+    assert list(auto.settled(even, 0.1).race.seconds) == ["dense", "events"]
 
 
 @pytest.mark.parametrize("timing", ["immediate", "delayed", "carry", "discard"])
