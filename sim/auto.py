@@ -5,8 +5,9 @@ population computed both ways, by turns: the quicker way is the population's own
 the whole step from messages to messages, since the sums of the two have different types. Going from
 one way to the other costs what no population alone shows - messages and weights leave the caches -
 so the next parts, which must be run anyway, go by turns through three lanes: dense everywhere,
-events everywhere, and each population its own way. The quickest stays, until the network fires
-twice as much, or half as much, as it did then. The integers are the same in every lane.
+events everywhere, and each population its own way. The quickest stays. Now and then the lanes that
+were not clearly slower race again, since a machine has its phases; and where the network fires twice
+as much as it did, or half as much, all is measured anew. The integers are the same in every lane.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ OWN = "own"  # the lane in which each population has its own way
 TRIALS = 5
 WORTH = 0.85  # the other way must take at most this share of the time to be changed to
 SMALL = 10**8  # multiplications of the dense way before it is worth to compile and try the other
-WATCH = 16  # parts from one look at the density of the whole to the next
+WATCH = 64  # parts from one look at the whole to the next
+AGAIN = 2  # turns of a race that is run again
 
 
 @dataclass
@@ -105,6 +107,8 @@ class AutoBackend(EventsBackend):
         start = time.thread_time()  # not the wall's: other processes must not decide
         outcome = part.run()
         found.race.add(self._now.lane, time.thread_time() - start, part.batch)
+        if watched and found.race.winner is not None:
+            found.race = found.race.again(AGAIN)
         if watched and not 0.5 <= ratio(self._density(part, before), found.density) <= 2:
             self.found.pop(key, None)
         return outcome

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 TURNS = 8
-EARLY = 2  # turns after which a lane that is clearly slower runs no more
+EARLY = 4  # turns after which a lane that is clearly slower runs no more
 CLEAR = 1.5
 
 
@@ -28,8 +29,12 @@ class Race:
         """The lane whose turn it is, or the winner."""
         return self.winner or min(self._running, key=lambda lane: len(self.seconds[lane]))
 
+    def again(self, turns: int) -> Race:
+        """A new race of the lanes that were not clearly slower."""
+        return Race(sorted(self._running, key=self.best), turns)
+
     def best(self, lane: str) -> float:
-        return min(self.seconds[lane])
+        return min(self.seconds[lane], default=math.inf)
 
     def add(self, lane: str, seconds: float, samples: int) -> None:
         """What a part of so many samples took. Small parts cost more a sample: those of less than
@@ -41,7 +46,7 @@ class Race:
         self._most[lane] = max(samples, self._most[lane])
         self.seconds[lane].append(seconds / samples)
         done = min(len(self.seconds[lane]) for lane in self._running)
-        if done < EARLY:
+        if done < min(EARLY, self._turns):
             return
         least = min(map(self.best, self._running))
         self._running = [lane for lane in self._running if self.best(lane) <= CLEAR * least]

@@ -52,3 +52,14 @@ def test_small_parts_do_not_count() -> None:
 
 def test_a_lane_alone_has_won() -> None:
     assert Race("a").winner == "a"
+
+
+def test_the_lanes_that_were_close_race_again() -> None:
+    race = Race("abc")
+    run(race, {"a": 1.0, "b": 1.2, "c": 2.0}, 3 * TURNS)
+    assert race.winner == "a"
+    again = race.again(2)
+    assert run(again, {"a": 1.5, "b": 1.2}, 4) == list("abab")
+    assert again.winner == "b"
+    alone = Race("a")
+    assert alone.again(2).winner == "a"
