@@ -29,6 +29,7 @@ from ranvier.sim.events import EventsBackend
 from ranvier.sim.layers import Driven, Incoming, Outcome, Walk, walk
 from ranvier.sim.race import CLEAR, Race
 from ranvier.sim.runner import Result, finish
+from ranvier.sim.spikes import Spikes
 
 WAYS = ("dense", "events")
 OWN = "own"  # the lane in which each population has its own way
@@ -173,9 +174,11 @@ class AutoBackend(EventsBackend):
 
 def density(message: Any) -> float:
     """The share of a message that is not zero, from the last step of a few samples."""
-    part = message[-1, :4].numpy()
-    part = part.view(np.bool_) if part.itemsize == 1 else part  # counted eight at a time
-    return float(np.count_nonzero(part)) / max(1, part.size)
+    if isinstance(message, Spikes):
+        part = Spikes(message.bits[-1:, :4], message.n)
+        return part.count() / max(1, math.prod(part.shape))
+    few = message[-1, :4].numpy()
+    return float(np.count_nonzero(few)) / max(1, few.size)
 
 
 def fired(part: Walk) -> int:

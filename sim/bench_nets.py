@@ -252,7 +252,7 @@ def _tuned(use: Any, p: Population, incoming: Any, size: Any, rate: float) -> tu
     while low < high:
         middle = (low + high) // 2
         sent = _fire(use, p, total, steps, middle)
-        if float(sent.float().mean()) > rate:
+        if float(use.numpy(sent).mean()) > rate:
             low = middle + 1
         else:
             high = middle

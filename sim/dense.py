@@ -21,10 +21,11 @@ from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
 from ranvier.sim import bounds
 from ranvier.sim.bounds import trailing_zeros
 from ranvier.sim.int8 import Product, product
-from ranvier.sim.layers import Driven, Incoming, Outcome, Tally, Walk, walk
+from ranvier.sim.layers import Driven, Incoming, Message, Outcome, Tally, Walk, walk
 from ranvier.sim.layout import Wiring
 from ranvier.sim.plan import CellPlan, Plan, plan
 from ranvier.sim.runner import Result, finish
+from ranvier.sim.spikes import Spikes
 from ranvier.train.errors import RangeError
 
 CHUNK_BYTES = {
@@ -82,8 +83,9 @@ class Synapses:
                 self._weight = None  # it served as the measure
         return self._int8
 
-    def __call__(self, message: Tensor) -> Tensor:
+    def __call__(self, message: Message) -> Tensor:
         """`[steps, batch, n_in]` -> `[steps, batch, n_out]`, of `dtype`, or int64."""
+        message = tensor(message)
         if self.gather is not None:
             message = message[..., self.gather]
         x = message.flatten(0, 1)
@@ -111,16 +113,17 @@ class Synapses:
             case OneToOne():
                 return x * self.weight
 
-    def add_to(self, total: Tensor, message: Tensor) -> bool:
+    def add_to(self, total: Tensor, message: Message) -> bool:
         """Adds a one-to-one map of plain spikes in place, in one pass; False where it cannot."""
         direct = isinstance(self.map, OneToOne) and self.gather is None and self.scatter is None
-        if not direct or message.dtype is not torch.uint8 or self.dtype is not torch.float32:
+        if not direct or not is_plain(message) or self.dtype is not torch.float32:
             return False
         if total.shape != message.shape or not total.is_contiguous() or self.device.type != "cpu":
             return False
         from ranvier.sim.scan_kernels import add_times
 
-        add_times()(total.numpy(), message.contiguous().numpy(), self.weight.numpy())
+        plain = tensor(message).contiguous().numpy()
+        add_times()(total.numpy(), plain, self.weight.numpy())
         return True
 
     def _plain(self, x: Tensor) -> Tensor:
@@ -167,21 +170,31 @@ def conv_by_patches(conv: ConvMap, x: Tensor, weight: Tensor) -> Tensor:
 MERGED = 100  # messages whose sum a byte holds, and 8-bit products that saturate at 16 bits as well
 
 
+def is_plain(message: Message) -> bool:
+    """Whether a message is of small whole numbers, a byte or a bit each."""
+    return isinstance(message, Spikes) or message.dtype is torch.uint8
+
+
+def tensor(message: Message) -> Tensor:
+    """A message with at least a byte a number."""
+    return torch.from_numpy(message.plain()) if isinstance(message, Spikes) else message
+
+
 def merged(incoming: Incoming) -> Incoming:
     """Plain spikes that meet the same map are added before it, since W a + W b = W (a + b)."""
     alike: dict[Any, list[tuple[Wiring, Any]]] = {}
     for i, (wiring, message) in enumerate(incoming):
         p = wiring.projection
-        plain = message.dtype is torch.uint8 and wiring.gather is None
+        plain = is_plain(message) and wiring.gather is None
         key = (id(p.map), p.exponent, len(message)) if plain else i
         alike.setdefault(key, []).append((wiring, message))
     found: Incoming = []
     for parts in alike.values():
         total = parts[0][1]
         if 1 < len(parts) <= MERGED:
-            total = parts[0][1] + parts[1][1]
+            total = tensor(parts[0][1]) + tensor(parts[1][1])
             for _, message in parts[2:]:
-                total += message
+                total += tensor(message)
             parts = parts[:1]
         found += [(wiring, total if len(parts) == 1 else m) for wiring, m in parts]
     return found
@@ -221,10 +234,15 @@ class DenseBackend:
             )
         return self._synapses[p.name]
 
-    def load(self, x: np.ndarray) -> Tensor:
+    def load(self, x: np.ndarray) -> Message:
         name = next(n for n, p in self.plan.populations.items() if p.is_input)
-        kind = np.uint8 if self.plan.binary(name) else np.int32
-        return torch.as_tensor(x.astype(kind), device=self.device)
+        if not self.plan.binary(name):
+            return torch.as_tensor(x.astype(np.int32), device=self.device)
+        return self.spikes(torch.as_tensor(x.astype(np.uint8), device=self.device))
+
+    def spikes(self, plain: Tensor) -> Message:
+        """uint8 of 0 and 1 as they are kept here: packed, but for a GPU's."""
+        return Spikes.of(plain.numpy()) if self.device.type == "cpu" else plain
 
     def arrive(self, name: str, incoming: Incoming, batch: int) -> Tensor:
         """The sum of everything that reaches a population, `[1 or steps, batch, n]`."""
@@ -259,14 +277,11 @@ class DenseBackend:
             sent = wrapped(total.to(torch.int64), 32)
             if name in self.plan.gates:
                 gate = torch.as_tensor(self.plan.gates[name], device=self.device)
-                sent = (sent > gate).to(torch.uint8)
-            elif shift := self.plan.relay_shift(name):
-                sent = ((sent + (1 << shift >> 1)) >> shift).to(torch.int32)
-            else:
-                sent = sent.to(torch.int32)
-            return Driven(
-                sent if sent.shape[0] == steps else sent.expand(steps, -1, -1).contiguous()
-            )
+                fired = (sent > gate).to(torch.uint8).expand(steps, -1, -1)
+                return Driven(self.spikes(fired.contiguous()))
+            if shift := self.plan.relay_shift(name):
+                sent = (sent + (1 << shift >> 1)) >> shift
+            return Driven(sent.to(torch.int32).expand(steps, -1, -1).contiguous())
         if self.device.type == "cpu":
             return scan_cpu(self.plan, name, total.numpy(), steps, state, record)
         return self._scan_torch(name, total, steps, state, record)
@@ -281,7 +296,7 @@ class DenseBackend:
             )
         return scan(cell, self._params[name], total, steps, state, record)
 
-    def count(self, sent: Tensor, tally: Tally) -> None:
+    def count(self, sent: Message, tally: Tally) -> None:
         if self.device.type == "cpu":
             count_cpu(self.numpy(sent), tally)
             return
@@ -290,14 +305,16 @@ class DenseBackend:
             tally.plain += (sent == 1).sum(1).cpu().numpy()
             tally.payload += sent.to(torch.int64).abs().sum((1, 2)).cpu().numpy()
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts)
+    def join(self, parts: list[Message]) -> Message:
+        return Spikes.joined(parts) if isinstance(parts[0], Spikes) else torch.cat(parts)
 
-    def quiet(self, like: Tensor, steps: int) -> Tensor:
+    def quiet(self, like: Message, steps: int) -> Message:
+        if isinstance(like, Spikes):
+            return like.quiet(steps)
         return like.new_zeros(steps, *like.shape[1:])
 
-    def numpy(self, message: Tensor) -> np.ndarray:
-        array: np.ndarray = message.cpu().numpy()
+    def numpy(self, message: Message) -> np.ndarray:
+        array: np.ndarray = tensor(message).cpu().numpy()
         return array
 
 
@@ -310,7 +327,7 @@ def scan_cpu(
     record: bool,
     shift: int = 0,
 ) -> Driven:
-    """The compartments of one population over all steps; arrays in and tensors out."""
+    """The compartments of one population over all steps."""
     from ranvier.sim.scan_kernels import scan
 
     cell = plan.cells[name]
@@ -327,10 +344,9 @@ def scan_cpu(
     kinds = (cell.v_reset, cell.reset, cell.timing)
     kernel = scan(cell.memory or cell.wide)
     kernel(np.ascontiguousarray(total), shift, u, v, *cell.arrays(), *kinds, sent, us, vs)
-    out = torch.from_numpy(sent)
     if record:
-        return Driven(out, torch.from_numpy(us), torch.from_numpy(vs), (u, v))
-    return Driven(out, state=(u, v))
+        return Driven(Spikes.of(sent), torch.from_numpy(us), torch.from_numpy(vs), (u, v))
+    return Driven(Spikes.of(sent), state=(u, v))
 
 
 def _scan_fast(cell: CellPlan, total: np.ndarray, steps: int, shift: int) -> Driven:
@@ -343,11 +359,11 @@ def _scan_fast(cell: CellPlan, total: np.ndarray, steps: int, shift: int) -> Dri
         total = total.astype(np.float32)  # below 2**18, so exact
     each = -(-n // (4 * numba.get_num_threads()))
     chunk = min(1024, max(128, -(-each // 64) * 64))
-    sent, some = np.empty((steps, batch, n), np.uint8), np.empty((steps, n), np.int32)
+    bits, some = np.empty((steps, batch, -(-n // 8)), np.uint8), np.empty((steps, n), np.int32)
     kernel = scan_fast(cell.reset, cell.timing, cell.folds)
     parameters = (cell.k_v, cell.theta, cell.bias, cell.jump, cell.v_reset, chunk)
-    kernel(np.ascontiguousarray(total), shift, *parameters, sent, some)
-    return Driven(torch.from_numpy(sent), some=some)
+    kernel(np.ascontiguousarray(total), shift, *parameters, bits, some)
+    return Driven(Spikes(bits, n), some=some)
 
 
 def count_cpu(sent: np.ndarray, tally: Tally) -> None:

@@ -18,11 +18,12 @@ import torch
 from ranvier.deploy.program import ConvMap, DenseMap, OneToOne, Program
 from ranvier.sim import events_kernels
 from ranvier.sim.bounds import trailing_zeros
-from ranvier.sim.dense import DenseBackend, chunk_size, exact_kernels, scan_cpu
-from ranvier.sim.layers import Driven, Incoming, walk
+from ranvier.sim.dense import DenseBackend, chunk_size, exact_kernels, scan_cpu, tensor
+from ranvier.sim.layers import Driven, Incoming, Message, walk
 from ranvier.sim.layout import Wiring
 from ranvier.sim.plan import Plan
 from ranvier.sim.runner import Result, finish
+from ranvier.sim.spikes import Spikes
 
 CHUNK_BYTES = 8 << 20  # of the largest layer's sums
 NEAR = 256 << 10  # bytes of sums, and of weights, that a core keeps near
@@ -128,8 +129,11 @@ class Scatter:
         near = NEAR // max(1, self.k_size * self.weight.itemsize)
         self.c_block = self.c_in if self.weight.nbytes <= 2 * NEAR else max(32, near // 8 * 8)
 
-    def add(self, message: np.ndarray, acc: np.ndarray, clear: bool) -> None:
-        """acc `[rows, n_out]` += what message `[rows, n_in]` drives (or = where `clear`)."""
+    def add(self, sent: Message, acc: np.ndarray, clear: bool) -> None:
+        """acc `[rows, n_out]` += what sent `[steps, batch, n_in]` drives (or = where `clear`)."""
+        by_bits = self.in_bits and isinstance(sent, Spikes)
+        message = sent.bits if by_bits else tensor(sent).numpy()
+        message = message.reshape(len(acc), -1)
         if self.wiring.gather is not None:
             message = np.ascontiguousarray(message[:, self.wiring.gather])
         into = acc if self.wiring.scatter is None else np.empty_like(acc)
@@ -140,20 +144,23 @@ class Scatter:
             kernel = events_kernels.channelwise()
             kernel(shaped, into.reshape(len(acc), -1, channels), fresh, self.weight, self.pairs)
         else:
-            self._scatter(message, into, fresh)
+            self._scatter(message, into, fresh, by_bits)
         if into is not acc:
             np.copyto(acc, into[:, self.wiring.scatter] + (0 if clear else acc))
 
-    def _scatter(self, message: np.ndarray, acc: np.ndarray, clear: bool) -> None:
+    @property
+    def in_bits(self) -> bool:
+        """Whether packed spikes can be read as they are: a group's channels are whole bytes."""
+        whole = not self.channelwise and self.wiring.gather is None
+        return whole and self.c_in // self.groups % 8 == 0 and self.c_block % 8 == 0
+
+    def _scatter(self, message: np.ndarray, acc: np.ndarray, clear: bool, by_bits: bool) -> None:
         runs = self.runs
         rows = len(message)
         r_block = min(max(1, NEAR // (acc.shape[1] * acc.itemsize)), 64, max(1, rows // 8))
-        shaped = message.reshape(rows, self.positions, self.c_in)
-        in_words = self.binary and self.c_in // self.groups % 8 == 0 and self.c_block % 8 == 0
-        kind = "words" if in_words else "bytes" if self.binary else "graded"
-        kernel = events_kernels.scatter(kind)
+        kernel = events_kernels.scatter("bits" if by_bits else "bytes" if self.binary else "graded")
         kernel(
-            shaped.view(np.uint64) if in_words else shaped, acc, clear, self.weight, self.k_size,
+            message.reshape(rows, self.positions, -1), acc, clear, self.weight, self.k_size,
             runs.first, runs.out, runs.at, runs.length, self.groups, self.per_out, self.c_block,
             r_block,
         )  # fmt: skip
@@ -201,9 +208,8 @@ class Target:
             clear = True
             for wiring, message in incoming:
                 if len(message) == steps:
-                    flat = message.reshape(steps * batch, -1)
                     self.scatters[wiring.projection.name].add(
-                        flat, acc.reshape(steps * batch, -1), clear
+                        message, acc.reshape(steps * batch, -1), clear
                     )
                     clear = False
             total = acc if total is None else np.add(total, acc, out=total)
@@ -232,15 +238,16 @@ class EventsBackend(DenseBackend):
         target = self.target(name)
         if not target.possible:
             return super().drive(name, incoming, steps, batch, state, record)
-        total = target.sums([(w, self.numpy(m)) for w, m in incoming], batch, self._scratch)
+        total = target.sums(incoming, batch, self._scratch)
         if name in self.plan.cells:
             return scan_cpu(self.plan, name, total, steps, state, record, target.shift)
         sent = total.astype(np.int32) << target.shift
+        sent = sent if len(sent) == steps else np.repeat(sent, steps, 0)
         if name in self.plan.gates:
-            sent = (sent > self.plan.gates[name]).astype(np.uint8)
-        elif shift := self.plan.relay_shift(name):
+            return Driven(Spikes.of((sent > self.plan.gates[name]).astype(np.uint8)))
+        if shift := self.plan.relay_shift(name):
             sent = ((sent.astype(np.int64) + (1 << shift >> 1)) >> shift).astype(np.int32)
-        return Driven(torch.from_numpy(sent if len(sent) == steps else np.repeat(sent, steps, 0)))
+        return Driven(torch.from_numpy(sent))
 
 
 _BACKENDS: weakref.WeakKeyDictionary[Program, EventsBackend] = weakref.WeakKeyDictionary()

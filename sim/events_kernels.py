@@ -88,16 +88,16 @@ def _list_bytes(row, c_0, c_1, k_size, starts):  # type: ignore[no-untyped-def]
 
 
 @njit  # type: ignore[misc, unused-ignore]
-def _list_words(row, c_0, c_1, k_size, starts):  # type: ignore[no-untyped-def]
-    """As `_list_bytes`, from words of eight spikes; words without any are passed over."""
+def _list_bits(row, c_0, c_1, k_size, starts):  # type: ignore[no-untyped-def]
+    """As `_list_bytes`, from packed spikes; bytes without any are passed over."""
     k = 0
     for i in range(c_0 >> 3, c_1 >> 3):
-        eight = row[i]
+        eight = word(row[i])
         if eight != 0:
             start = i * 8 * k_size
             for j in range(8):
                 starts[k] = start + j * k_size
-                k += (eight >> word(8 * j)) & word(1)
+                k += (eight >> word(j)) & word(1)
     return k
 
 
@@ -105,22 +105,23 @@ def _list_words(row, c_0, c_1, k_size, starts):  # type: ignore[no-untyped-def]
 def scatter(kind: str) -> Callable[..., None]:
     """The kernel that adds what messages drive: a convolution, or a dense layer as one of 1x1.
 
-    kind  "graded", "bytes" (plain spikes), or "words" (plain spikes, the message seen as uint64)
-    message `[rows, positions, c_in]`;  acc `[rows, n_out]`, set to zero first if `clear`;
+    kind  "graded", "bytes" (plain spikes), or "bits" (packed ones)
+    message `[rows, positions, c_in]`, packed `[rows, positions, c_in / 8]`;
+    acc `[rows, n_out]`, set to zero first if `clear`;
     weight flat, `k_size` a channel;  first `[positions + 1]` into run_out, run_at, run_len: where a
     run starts in acc (of group 0) and in a channel's weights, and how long it is;  groups, and
     `per_out` output channels each;  c_block input channels are taken at a time, so that their
     weights stay near;  r_block rows make a task.
     """
 
-    graded, words = kind == "graded", kind == "words"
+    graded, bits = kind == "graded", kind == "bits"
 
     def kernel(  # type: ignore[no-untyped-def]
         message, acc, clear, weight, k_size, first, run_out, run_at, run_len, groups, per_out,
         c_block, r_block,
     ):  # fmt: skip
         rows, positions, c_in = message.shape
-        c_in = c_in * 8 if words else c_in
+        c_in = c_in * 8 if bits else c_in
         per_in = c_in // groups
         runs = (run_out, run_at, run_len)
         for task in prange((rows + r_block - 1) // r_block):
@@ -143,8 +144,8 @@ def scatter(kind: str) -> Callable[..., None]:
                                     starts[k] = c * k_size
                                     values[k] = row[c]
                                     k += row[c] != 0
-                            elif words:
-                                k = _list_words(row, c_0, c_1, k_size, starts)
+                            elif bits:
+                                k = _list_bits(row, c_0, c_1, k_size, starts)
                             else:
                                 k = _list_bytes(row, c_0, c_1, k_size, starts)
                             if k == 0:

@@ -1,12 +1,13 @@
 """The walk of all fast engines: layer by layer over all steps, or step by step where a cycle is.
 
 An engine is a `Backend`: it turns the messages that reach a population into what that population
-sends. Messages are `[steps, batch, n]` in inner layout (numpy or torch); a message that is the same
-at every step may have one step.
+sends. Messages are `[steps, batch, n]` in inner layout (`Spikes`, or a tensor of whole numbers); a
+message that is the same at every step may have one step.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -82,6 +83,13 @@ class Tally:
             theirs += mine
         return other
 
+    def step(self, t: int) -> Tally:
+        """A view of the counts of one step."""
+        one = copy.copy(self)
+        one.some, one.payload = self.some[t : t + 1], self.payload[t : t + 1]
+        one.plain = self.plain[t : t + 1] if self.graded else one.some
+        return one
+
     def _arrays(self) -> list[np.ndarray]:
         return [self.some, self.plain, self.payload] if self.graded else [self.some]
 
@@ -95,7 +103,10 @@ class Outcome:
 
 
 class Walk:
-    """One run of x `[time, batch, *shape]`, whole numbers, through a backend."""
+    """One run of x `[time, batch, *shape]`, whole numbers, through a backend.
+
+    recent  step by step: population -> step -> what it sent, as far back as it is still to arrive
+    """
 
     def __init__(
         self, backend: Backend, x: np.ndarray, record: tuple[str, ...], tallies: dict[str, Tally]
@@ -105,6 +116,7 @@ class Walk:
         self.steps, self.batch = x.shape[:2]
         self.readout = self.plan.program.readout
         self.outcome = Outcome()
+        self.recent: dict[str, dict[int, Message]] = {}
         self.entry = self._entry(x)
 
     def _entry(self, x: np.ndarray) -> Message:
@@ -149,54 +161,78 @@ class Walk:
         return self.backend.join([quiet, message])[: self.steps]
 
     def _by_step(self) -> None:
-        past: dict[str, list[Driven]] = {name: [] for name in self.plan.populations}
+        """Holds what is still to arrive, and the series that were asked for."""
+        reach = {name: 0 for name in self.plan.populations}
+        for p in self.plan.projections.values():
+            reach[p.source] = max(reach[p.source], p.lag)
+        self.recent = {name: {} for name in self.plan.populations}
+        state: dict[str, Any] = {}
+        kept: dict[str, list[Driven]] = {n: [] for n in self.plan.populations if self._keeps(n)}
         for t in range(self.steps):
             for name, population in self.plan.populations.items():
                 if population.is_input:
                     held = self.entry.shape[0] == 1
-                    past[name].append(Driven(self.entry if held else self.entry[t : t + 1]))
-                    continue
-                incoming = [
-                    (self.plan.wirings[p.name], past[p.source][t - p.lag].sent)
-                    for p in self.plan.into[name]
-                    if t >= p.lag
-                ]
-                state = past[name][-1].state if t else None
-                done = self.backend.drive(name, incoming, 1, self.batch, state, self._records(name))
-                past[name].append(done)
-        for name, series in past.items():
+                    done = Driven(self.entry if held else self.entry[t : t + 1])
+                else:
+                    incoming = [
+                        (self.plan.wirings[p.name], self.recent[p.source][t - p.lag])
+                        for p in self.plan.into[name]
+                        if t >= p.lag
+                    ]
+                    record = self._records(name)
+                    done = self.backend.drive(
+                        name, incoming, 1, self.batch, state.get(name), record
+                    )
+                    state[name] = done.state
+                self.recent[name][t] = done.sent
+                self.recent[name].pop(t - reach[name] - 1, None)
+                self._tally(name, done, t)
+                if name in kept:
+                    kept[name].append(done)
+        for name, series in kept.items():
             join = self.backend.join
             u, v = (
                 join([getattr(d, k) for d in series]) if getattr(series[0], k) is not None else None
                 for k in ("u", "v")
             )
-            self._keep(name, Driven(join([d.sent for d in series]), u, v))
+            self._show(name, Driven(join([d.sent for d in series]), u, v))
 
     def _keep(self, name: str, done: Driven) -> None:
-        """Counts what was sent, and keeps the series that were asked for."""
-        population = self.plan.populations[name]
-        tally = self.tallies.get(name) or Tally(len(done.sent), population.size, population.graded)
-        self.tallies[name] = tally.full(max(len(done.sent), len(tally.some)))
-        if done.some is None:
-            self._count(done.sent, self.tallies[name])
-        else:
-            self.tallies[name].some += done.some
-        if "spikes" in self.record or name == self.readout.population:
-            self.outcome.sent[name] = self._series(name, done.sent)
-        shape = (self.steps, self.batch, *population.shape)
-        for key in ("u", "v"):
-            value = getattr(done, key)
-            if not self._records(name):
-                continue
-            series = (
-                np.zeros(shape, np.int64) if value is None else self._series(name, value, np.int64)
-            )
-            self.outcome.states[key][name] = series
+        self._tally(name, done)
+        if self._keeps(name):
+            self._show(name, done)
 
-    def _count(self, sent: Message, tally: Tally) -> None:
+    def _tally(self, name: str, done: Driven, at: int | None = None) -> None:
+        """Counts what was sent: at all steps, or at one."""
+        population = self.plan.populations[name]
+        steps = len(done.sent) if at is None else self.steps
+        tally = self.tallies.get(name) or Tally(steps, population.size, population.graded)
+        tally = self.tallies[name] = tally.full(max(steps, len(tally.some)))
+        if at is not None:
+            tally = tally.step(at)
+        if done.some is not None:
+            tally.some += done.some
+            return
+        sent = done.sent
         if len(sent) < len(tally.some):
             sent = self.backend.join([sent] * len(tally.some))
         self.backend.count(sent, tally)
+
+    def _keeps(self, name: str) -> bool:
+        return self._records(name) or "spikes" in self.record or name == self.readout.population
+
+    def _show(self, name: str, done: Driven) -> None:
+        """The series that were asked for."""
+        if "spikes" in self.record or name == self.readout.population:
+            self.outcome.sent[name] = self._series(name, done.sent)
+        if not self._records(name):
+            return
+        shape = (self.steps, self.batch, *self.plan.populations[name].shape)
+        for key in ("u", "v"):
+            value = getattr(done, key)
+            self.outcome.states[key][name] = (
+                np.zeros(shape, np.int64) if value is None else self._series(name, value, np.int64)
+            )
 
     def _series(self, name: str, message: Message, dtype: Any = None) -> np.ndarray:
         """A message as `[time, batch, *shape]` in the neurons' own order."""

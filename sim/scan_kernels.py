@@ -15,6 +15,8 @@ import numba
 import numpy as np
 from numba import njit, prange
 
+from ranvier.sim.spikes import pack_row
+
 CHUNK = 2048
 V_MAX = 2**23 - 1
 FOLD = 2**23
@@ -107,24 +109,26 @@ def scan_fast(reset: int, timing: int, folds: bool) -> Callable[..., None]:
 
     reset, timing  places in RESETS and TIMINGS, known to the compiler
     folds          whether a sum can pass 2**17, from where the chip's u folds
-    Arguments as for `scan`; some `[steps, n]` int32 gets the spikes of each neuron over the batch.
+    Arguments as for `scan`; bits `[steps, batch, ceil(n / 8)]` as in `Spikes`; chunk, a multiple of
+    8; some `[steps, n]` int32 gets the spikes of each neuron over the batch.
     """
     zero, subtract = reset == 0, reset == 1
     immediate, delayed, carry, discard = (timing == k for k in range(4))
     back_now = immediate or carry
 
-    def kernel(a, shift, k_v, theta, bias, jump, v_reset, chunk, sent, some):  # type: ignore[no-untyped-def]
-        steps, batch, n = sent.shape
+    def kernel(a, shift, k_v, theta, bias, jump, v_reset, chunk, bits, some):  # type: ignore[no-untyped-def]
+        steps, batch = bits.shape[:2]
+        n = a.shape[2]
         held, low, up = a.shape[0] == 1, i32(v_reset), i32(shift + 6)
         for job in prange((n + chunk - 1) // chunk):
             lo, hi = job * chunk, min(n, (job + 1) * chunk)
             k_c, th_c, bias_c, jump_c = k_v[lo:hi], theta[lo:hi], bias[lo:hi], jump[lo:hi]
-            v = np.empty(hi - lo, np.int32)
+            v, out = np.empty(hi - lo, np.int32), np.zeros((hi - lo + 7) // 8 * 8, np.uint8)
             counts = np.zeros((steps, hi - lo), np.int32)
             for b in range(batch):
                 v[:] = 0
                 for t in range(steps):
-                    a_t, out, count = a[0 if held else t, b, lo:hi], sent[t, b, lo:hi], counts[t]
+                    a_t, count = a[0 if held else t, b, lo:hi], counts[t]
                     for i in range(hi - lo):
                         x, y, th = i32(i32(a_t[i]) << (up & 31)), v[i], th_c[i]
                         if folds:
@@ -150,6 +154,7 @@ def scan_fast(reset: int, timing: int, folds: bool) -> Callable[..., None]:
                                 h = i32(h + jump_c[i]) if late else h
                             h = i32(min(max(h, -V_MAX), V_MAX))
                         v[i] = h
+                    pack_row(out, bits[t, b, lo // 8 : (hi + 7) // 8])
             for t in range(steps):
                 some[t, lo:hi] = counts[t]
 

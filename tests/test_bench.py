@@ -59,7 +59,7 @@ def test_engines_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(*args, **kwargs):
         done = right(*args, **kwargs)
-        done.sent.view(-1)[0] ^= 1
+        done.sent.bits.flat[0] ^= 1
         return done
 
     program = small()
