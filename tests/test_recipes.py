@@ -17,6 +17,11 @@ from ranvier.train.models import create_model
 JOINS = ("vanilla", "sew", "ms", "or")
 
 
+FAMILIES = (
+    "digits", "mnist-resnet8", "mnist-wide", "fashion-resnet8", "cifar10-resnet8", "cifar10-resnet32"
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_is_valid_and_builds(name):
     recipe = load_recipe(name)
@@ -28,20 +33,14 @@ def test_every_recipe_is_valid_and_builds(name):
 def test_there_is_a_recipe_for_every_join():
     names = list_recipes()
     for join in JOINS:
-        for base in (
-            "digits",
-            "mnist-resnet8",
-            "mnist-wide",
-            "fashion-resnet8",
-            "cifar10-resnet32",
-        ):
+        for base in FAMILIES:
             assert f"{base}-{join}" in names
             assert load_recipe(f"{base}-{join}").model["join"] == join
 
 
 def test_recipes_of_one_family_differ_in_the_join_alone():
     """Or the comparison of joins would compare something else as well."""
-    for base in ("digits", "mnist-resnet8", "mnist-wide", "fashion-resnet8", "cifar10-resnet32"):
+    for base in FAMILIES:
         recipes = [load_recipe(f"{base}-{join}") for join in JOINS]
         assert len({json.dumps(dataclasses.asdict(r.train)) for r in recipes}) == 1
         assert len({json.dumps({**r.model, "join": ""}) for r in recipes}) == 1
