@@ -35,6 +35,7 @@ WAYS = ("dense", "events")
 OWN = "own"  # the lane in which each population has its own way
 TRIALS = 5
 WORTH = 0.85  # the other way must take at most this share of the time to be changed to
+FAR = 2.5  # a lane that takes so many times the least by the trial alone does not race
 SMALL = 10**8  # multiplications of the dense way before it is worth to compile and try the other
 WATCH = 64  # parts from one look at the whole to the next
 AGAIN = 2  # turns of a race that is run again
@@ -55,6 +56,7 @@ class Found:
     ways     population -> its own way
     race     of the lanes
     density  spikes of all populations a neuron and step, when it was measured
+    samples  of the part that was measured, if a larger one would say something else
     parts    run since
     """
 
@@ -62,6 +64,7 @@ class Found:
     ways: dict[str, str]
     race: Race
     density: float
+    samples: float = math.inf
     parts: int = 0
 
     def way(self, lane: str, name: str) -> str:
@@ -97,7 +100,7 @@ class AutoBackend(EventsBackend):
     def run(self, part: Walk) -> Outcome:
         key = round(math.log2(max(density(part.entry), 1e-4)))
         found = self._last = self.found.get(key)
-        if found is None:
+        if found is None or part.batch > 2 * found.samples:
             return self._first(key, part)
         self._now.found, self._now.lane = found, found.race.next()
         if part.record:  # states are kept, which takes time of its own
@@ -129,6 +132,8 @@ class AutoBackend(EventsBackend):
             self._now.trial = None
         if trial:
             self._last = self.found[key] = settled(trial, self._density(part, before))
+            if part.batch < EventsBackend.part(self, part.steps):
+                self._last.samples = part.batch
         return outcome
 
     def _density(self, part: Walk, before: int) -> float:
@@ -195,7 +200,7 @@ def settled(choices: dict[str, Choice], density: float) -> Found:
     every = choices.values()
     ways = {name: better(choice, every) for name, choice in choices.items()}
     own = sum(choice.seconds[ways[name]] for name, choice in choices.items())
-    close = [way for way in WAYS if total(way, every) <= CLEAR * own]
+    close = [way for way in WAYS if total(way, every) <= FAR * own]
     lanes = close if len(set(ways.values())) == 1 else [OWN, *close]
     return Found(choices, ways, Race(lanes), density)
 

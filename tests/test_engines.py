@@ -257,6 +257,27 @@ def test_auto_looks_again_where_the_network_fires_otherwise(
     assert again is not found
 
 
+def test_auto_measures_again_on_a_part_twice_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one sample says of the two ways is not what many say."""
+    monkeypatch.setattr(auto, "SMALL", 0)
+    program = random_program(3)
+    x = np.repeat(random_input(program, 1)[:, :1], 3, 1)
+    use = auto.backend(program)
+    run(program, x[:, :1], "auto")
+    (one,) = use.found.values()
+    assert one.samples == 1
+    run(program, x[:, :2], "auto")
+    assert list(use.found.values()) == [one]
+    run(program, x, "auto")
+    (many,) = use.found.values()
+    assert many is not one and many.samples == x.shape[1]
+    run(program, x[:, :1], "auto")
+    assert list(use.found.values()) == [many]
+    monkeypatch.setattr("ranvier.sim.events.CHUNK_BYTES", 1)
+    run(other := random_program(4), random_input(other, 1), "auto")
+    assert [f.samples for f in auto.backend(other).found.values()] == [np.inf]
+
+
 def test_auto_changes_its_way_for_a_clear_gain_alone() -> None:
     def measured(dense: float, events: float) -> auto.Choice:
         return auto.Choice({"dense": dense, "events": events})
@@ -267,7 +288,9 @@ def test_auto_changes_its_way_for_a_clear_gain_alone() -> None:
     assert auto.better(measured(1.0, 1.1), before) == "dense"
     assert auto.usual(before) == "dense"
     lanes = auto.settled(dict(zip("ab", before, strict=True)), 0.1).race.seconds
-    assert list(lanes) == ["own", "dense"]  # 1.0 + 0.5 against 2.0, and 2.5: clearly slower
+    assert list(lanes) == ["own", "dense", "events"]  # 1.0 + 0.5 against 2.0 and 2.5
+    far = {"a": measured(1.0, 9.0), "b": measured(1.0, 0.2)}
+    assert list(auto.settled(far, 0.1).race.seconds) == ["own", "dense"]  # events: 9.2 for 1.2
     even = {"a": measured(1.0, 1.1), "b": measured(1.0, 1.2)}
     assert list(auto.settled(even, 0.1).race.seconds) == ["dense", "events"]
 
