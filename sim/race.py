@@ -23,11 +23,12 @@ class Race:
         self.winner = lanes[0] if len(lanes) == 1 else None
         self._running = list(lanes)
         self._most = dict.fromkeys(lanes, 0)
+        self._took = dict.fromkeys(lanes, 0)
         self._turns = turns
 
     def next(self) -> str:
         """The lane whose turn it is, or the winner."""
-        return self.winner or min(self._running, key=lambda lane: len(self.seconds[lane]))
+        return self.winner or min(self._running, key=lambda lane: self._took[lane])
 
     def again(self, turns: int) -> Race:
         """A new race of the lanes that were not clearly slower."""
@@ -37,15 +38,17 @@ class Race:
         return min(self.seconds[lane], default=math.inf)
 
     def add(self, lane: str, seconds: float, samples: int) -> None:
-        """What a part of so many samples took. Small parts cost more a sample: those of less than
-        half of the lane's largest do not count."""
-        if self.winner is not None or 2 * samples < self._most[lane]:
+        """What a part of so many samples took. Small parts cost more a sample: the times of those
+        of less than half of the lane's largest do not count, but the turn does."""
+        if self.winner is not None:
             return
         if samples > 2 * self._most[lane]:
             self.seconds[lane].clear()
         self._most[lane] = max(samples, self._most[lane])
-        self.seconds[lane].append(seconds / samples)
-        done = min(len(self.seconds[lane]) for lane in self._running)
+        if 2 * samples >= self._most[lane]:
+            self.seconds[lane].append(seconds / samples)
+        self._took[lane] += 1
+        done = min(self._took[lane] for lane in self._running)
         if done < min(EARLY, self._turns):
             return
         least = min(map(self.best, self._running))

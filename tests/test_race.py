@@ -50,6 +50,13 @@ def test_small_parts_do_not_count() -> None:
     assert race.seconds["a"] == [0.45]
 
 
+def test_a_race_ends_on_small_parts_as_well() -> None:
+    race = Race("ab")
+    race.add("a", 8.0, 8)
+    took = run(race, {"a": 1.2, "b": 1.0}, 2 * TURNS - 1, samples=3)
+    assert race.winner == "b" and took.count("a") == TURNS - 1
+
+
 def test_a_lane_alone_has_won() -> None:
     assert Race("a").winner == "a"
 
