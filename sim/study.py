@@ -18,6 +18,7 @@ import numpy as np
 from ranvier.sim.published import Published, published_figures
 from ranvier.sim.study_run import run_one
 from ranvier.sim.study_setup import Setup, make_setup, parts_of
+from ranvier.train.data import load_dataset
 from ranvier.train.errors import RangeError, RanvierError
 from ranvier.train.files import write_text
 from ranvier.train.memory import keep_freed_memory
@@ -196,6 +197,8 @@ def _each(
     if there:
         say(f"{len(there)} of {len(jobs)} runs are there already")
     yield from there.items()
+    if todo and not setup.weights:  # or every run would fail for want of the same data
+        load_dataset(setup.dataset, setup.data_dir, "test", limit=1)
     for n, (job, run) in enumerate(_running(setup, todo, out, resume, processes), len(there) + 1):
         if not isinstance(run, RanvierError):
             float_, chip = (f"{100 * run['accuracy'][k]:.2f} %" for k in ("float", "chip"))

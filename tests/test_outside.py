@@ -543,3 +543,15 @@ def test_bench_shows_no_ratio_to_what_it_did_not_run(capsys: pytest.CaptureFixtu
     assert ranvier(*quick, "--sides", "dense") == 0
     out = capsys.readouterr().out
     assert "ms a sample-step" in out and "snntorch" not in out
+
+
+def test_a_study_of_a_set_that_is_not_there_fails_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ranvier.cli.app import run_app
+
+    arguments = ["study", "residual", "--dataset", "nosuch", "--out", str(tmp_path / "study")]
+    assert run_app(arguments) == 2
+    told = capfd.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and "nosuch" in told[0]
+    assert not (tmp_path / "study").exists()
