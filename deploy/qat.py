@@ -37,12 +37,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LayerGrid:
-    """Whole numbers of a layer: weight * factor, rounded to multiples of step, clipped to low..high."""
+    """Whole numbers of a layer: weight * factor, rounded to multiples of step, clipped to low..high.
 
+    projection  whose they are; of a layer that feeds several targets, the copy with the finest grid:
+                that of the residual stream, where a neuron behind it has a coarser one of its own
+    """
+
+    projection: str
     factor: np.ndarray  # [C_out, 1, ...]
     low: int
     high: int
     step: int
+
+    def width(self) -> float:
+        """The mean distance of two neighboring weights."""
+        return float((self.step / np.abs(self.factor)).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,11 +217,14 @@ def make_grid(
     program = compile(graph, chip, x, bits, thresholds=thresholds)
     lowered = graph.lower(str(program.meta["joins"]))
     modules = dict(net.named_modules())
-    layers = {
-        name: _layer_grid(program, lowered, name, modules[name], bits)
-        for name in program.projections
-        if name in modules and "weight" in modules[name]._parameters
-    }
+    layers: dict[str, LayerGrid] = {}
+    for name, projection in program.projections.items():
+        own = name.split("[")[0]  # a layer that feeds several targets has a copy for each
+        weight = modules[own]._parameters.get("weight") if own in modules else None
+        if weight is None or own != name and len(projection.map.weight) != len(weight):
+            continue  # no layer's, or a copy with channels added on the way
+        found = _layer_grid(program, lowered, name, modules[own], bits)
+        layers[own] = min(layers.get(own, found), found, key=LayerGrid.width)
     scales = {
         name: p.scale
         for name, p in program.populations.items()
@@ -257,7 +269,7 @@ def _layer_grid(
     rows = rows * (gain if np.size(gain) == 1 else by_row(gain, own, target.shape))
     low, high, step = grid(folded, bits)
     units = message_units(lowered[name], own, source)  # type: ignore[arg-type]
-    return LayerGrid(rows / units, low, high, step)
+    return LayerGrid(name, rows / units, low, high, step)
 
 
 def _share(own: np.ndarray, folded: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from ranvier.train.files import write_text
 
 CALIBRATION = 256
 VALIDATION = 2_000
+THRESHOLDS: tuple[Thresholds, ...] = ("population", "channel")  # of which the better one is taken
 
 
 def stored(tag: str) -> list[tuple[str, str]]:
@@ -129,6 +130,7 @@ def _row(
     if qat is not None:
         tuned = tuned_program(net, programs[qat], part, unseen, x, qat)
         row[f"qat-{qat} %"] = 100 * _chip_accuracy(tuned, test)
+        row[f"qat-{qat} thresholds"] = tuned.meta["thresholds"]
         row["qat kept"] = tuned is not programs[qat]
     row["lava samples"] = lava_samples
     row["lava mismatches"] = lava_mismatches(programs[8], test.x[:lava_samples].float().numpy())
@@ -159,7 +161,7 @@ def compiled(graph: Any, x: np.ndarray, bits: int, unseen: Any) -> Program:
     """The program at so many bits; below 8 with the thresholds that do better on unseen images."""
     from ranvier.deploy import compile
 
-    kinds: tuple[Thresholds, ...] = ("population",) if bits == 8 else ("population", "channel")
+    kinds = THRESHOLDS[:1] if bits == 8 else THRESHOLDS
     found = [compile(graph, calibration=x, weight_bits=bits, thresholds=k) for k in kinds]
     return max(found, key=lambda p: _chip_accuracy(p, unseen)) if len(found) > 1 else found[0]
 
@@ -167,15 +169,15 @@ def compiled(graph: Any, x: np.ndarray, bits: int, unseen: Any) -> Program:
 def tuned_program(
     net: Any, before: Program, train: Any, unseen: Any, x: np.ndarray, bits: int
 ) -> Program:
-    """The program of a fine-tuned copy of net, or `before` where that does better on unseen images."""
+    """The best on unseen images of `before` and of copies of net fine-tuned with both kinds of thresholds."""
     from copy import deepcopy
 
     from ranvier.deploy.qat import fine_tune
 
-    kind = before.meta["thresholds"]
-    after = fine_tune(deepcopy(net), train, bits, calibration=x, thresholds=kind)
-    better = _chip_accuracy(after, unseen) >= _chip_accuracy(before, unseen)
-    return after if better else before
+    tuned = [
+        fine_tune(deepcopy(net), train, bits, calibration=x, thresholds=kind) for kind in THRESHOLDS
+    ]
+    return max([*tuned, before], key=lambda p: _chip_accuracy(p, unseen))
 
 
 def weights_digest(model: str, join: str, dataset: str) -> str:
