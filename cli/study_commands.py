@@ -99,7 +99,7 @@ def study_published(as_json: Json = False) -> None:
 @study_app.command("bits")
 def study_bits(
     dataset: Annotated[
-        str, typer.Option(help="of the stored networks: mnist, mnist-wide, fashion_mnist")
+        str, typer.Option(help="of the stored networks: mnist, mnist-wide, fashion_mnist, cifar10")
     ] = "mnist",
     only: Annotated[str, typer.Option(help="pattern of <model>-<join>")] = "*",
     lava_samples: Annotated[
