@@ -84,8 +84,9 @@ def checked(
             "'logic' OR, AND and IAND are plain LIFs"
         )
     free = like is None
+    kind = thresholds if like is None else like.meta.get("thresholds", thresholds)
     return Options(
-        chip, weight_bits, input_bits, search, bias_correction and free, thresholds == "channel",
+        chip, weight_bits, input_bits, search, bias_correction and free, kind == "channel",
         rounding == "together" and free and calibrated, mappings, logic, like,
     )  # fmt: skip
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ranvier.deploy import LOIHI2, compile
-from ranvier.deploy.qat import FakeQuant, make_grid
+from ranvier.deploy.options import Thresholds
+from ranvier.deploy.qat import FakeQuant, fine_tune, make_grid
 from ranvier.export import trace
 from ranvier.sim import run
 from ranvier.train import create_model, evaluate, fit, load_dataset
@@ -57,6 +58,15 @@ def test_a_layer_with_several_targets_is_rounded_as_its_finest_copy() -> None:
     assert len(copies[chosen.projection]) == rows  # not one with channels added for a shortcut
     finest = [np.abs(w).max() for w in copies.values() if len(w) == rows]
     assert np.abs(copies[chosen.projection]).max() == max(finest) > min(finest)
+
+
+@pytest.mark.parametrize("thresholds", ["population", "channel"])
+def test_a_tuned_program_says_which_thresholds_it_has(thresholds: Thresholds) -> None:
+    net, data = trained(), load_dataset("digits", split="train", limit=64)
+    program = fine_tune(net, data, 4, calibration=data.x, thresholds=thresholds)
+    assert program.meta["thresholds"] == thresholds
+    n = np.size(program.populations["stage1.0.neuron1"].scale)
+    assert (n > 1) == (thresholds == "channel")
 
 
 def test_layers_behind_pooling_are_rounded_too() -> None:
