@@ -330,15 +330,16 @@ def _ratios(loop: Times | None, times: Times) -> tuple[float, float]:
 
 def against_better(times: dict[str, Times]) -> tuple[float, float]:
     """ratio_better and better_cpu of a Row: medians over the rounds."""
-    found = [0.0, 0.0]
     if not {"dense", "events", "auto"} <= set(times):
         return 0.0, 0.0
-    for k in range(2):
+
+    def ratio(k: int) -> float:
         side = {s: [t[k] for t in times[s]] for s in ("dense", "events", "auto")}
         quick = min(("dense", "events"), key=lambda s: statistics.median(side[s]))
         pairs = zip(side[quick], side["auto"], strict=True)
-        found[k] = round(statistics.median(a / max(1e-9, b) for a, b in pairs), 3)
-    return found[0], found[1]
+        return round(statistics.median(a / max(1e-9, b) for a, b in pairs), 3)
+
+    return ratio(0), ratio(1)
 
 
 def threads() -> int:
