@@ -274,8 +274,32 @@ def test_auto_measures_again_on_a_part_twice_as_large(monkeypatch: pytest.Monkey
     run(program, x[:, :1], "auto")
     assert list(use.found.values()) == [many]
     monkeypatch.setattr("ranvier.sim.events.CHUNK_BYTES", 1)
-    run(other := random_program(4), random_input(other, 1), "auto")
+    other = random_program(4)
+    alike = np.repeat(random_input(other, 1)[:, :1], 3, 1)  # one density, whatever the parts
+    run(other, alike, "auto")
     assert [f.samples for f in auto.backend(other).found.values()] == [np.inf]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_auto_gives_the_same_bits_whatever_the_clock_says(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way, lane and size of a part may come up; only the bits may not differ."""
+    drawn = np.random.default_rng(seed)
+    ticks = np.cumsum(10.0 ** drawn.uniform(-5, -1, 10_000)).tolist()
+    clock = iter(ticks)
+    monkeypatch.setattr(auto.time, "thread_time", lambda: next(clock))
+    monkeypatch.setattr(auto, "SMALL", 0)
+    monkeypatch.setattr(auto, "WATCH", 3)
+    monkeypatch.setattr("ranvier.sim.events.CHUNK_BYTES", 1)
+    program = random_program(seed)
+    x = random_input(program, seed)
+    want = run(program, x, "reference")
+    for _ in range(6):
+        got = run(program, x, "auto")
+        assert_array_equal(got.output_series, want.output_series)
+        assert got.ledger.same_counts(want.ledger)
+    assert len(list(clock)) < len(ticks) - 20  # it was asked
 
 
 def test_auto_changes_its_way_for_a_clear_gain_alone() -> None:
