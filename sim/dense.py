@@ -359,7 +359,7 @@ def _scan_fast(cell: CellPlan, total: np.ndarray, steps: int, shift: int) -> Dri
         total = total.astype(np.float32)  # below 2**18, so exact
     each = -(-n // (4 * numba.get_num_threads()))
     chunk = min(1024, max(128, -(-each // 64) * 64))
-    bits, some = np.empty((steps, batch, -(-n // 8)), np.uint8), np.empty((steps, n), np.int32)
+    bits, some = np.empty((steps, batch, -(-n // 8)), np.uint8), np.empty((steps, n), np.int64)
     kernel = scan_fast(cell.reset, cell.timing, cell.folds)
     parameters = (cell.k_v, cell.theta, cell.bias, cell.jump, cell.v_reset, chunk)
     kernel(np.ascontiguousarray(total), shift, *parameters, bits, some)

@@ -25,7 +25,7 @@ Incoming: TypeAlias = "list[tuple[Wiring, Message]]"
 class Driven:
     """What a population did: messages, u and v `[steps, batch, n]` (where asked), its state.
 
-    some  `[steps, n]`: plain spikes over the batch, where they were counted on the way
+    some  int64 `[steps, n]`: plain spikes over the batch, where they were counted on the way
     """
 
     sent: Message
@@ -68,9 +68,9 @@ class Tally:
     messages are plain. `steps` is 1 where every message so far was held in time.
     """
 
-    def __init__(self, steps: int, n: int, graded: bool) -> None:
+    def __init__(self, steps: int, n: int, graded: bool, some: np.ndarray | None = None) -> None:
         self.graded, self.n = graded, n
-        self.some = np.zeros((steps, n), np.int64)
+        self.some = np.zeros((steps, n), np.int64) if some is None else some
         self.plain = np.zeros_like(self.some) if graded else self.some
         self.payload = np.zeros(steps, np.int64)
 
@@ -206,6 +206,9 @@ class Walk:
         """Counts what was sent: at all steps, or at one."""
         population = self.plan.populations[name]
         steps = len(done.sent) if at is None else self.steps
+        if name not in self.tallies and done.some is not None:
+            self.tallies[name] = Tally(steps, population.size, population.graded, done.some)
+            return
         tally = self.tallies.get(name) or Tally(steps, population.size, population.graded)
         tally = self.tallies[name] = tally.full(max(steps, len(tally.some)))
         if at is not None:

@@ -278,22 +278,23 @@ class Counter:
         payload      `[time]`: the sum of their absolute values
         """
         population = self.program.populations[name]
+        graded = None if plain is some else some - plain
         updates = 0 if population.is_input else population.size * self.n_samples
         self._populations[name] = {
             "n_spikes": some.sum(1),
             "n_payload": payload,
-            "n_graded": (some - plain).sum(1),
+            "n_graded": np.zeros(self.steps, np.int64) if graded is None else graded.sum(1),
             "n_updates": np.full(self.steps, updates, np.int64),
         }
-        self._through(name, some, plain)
+        self._through(name, some, graded)
 
-    def _through(self, name: str, some: np.ndarray, plain: np.ndarray) -> None:
+    def _through(self, name: str, some: np.ndarray, graded: np.ndarray | None) -> None:
         """What the messages of a population cause in the projections that it feeds."""
         projections, table = self.program.out_of(name), self._tables[name]
         if not projections:
             return
         events, synops = some.sum(1), table.through(some, self.n_samples)
-        mults = table.through(some - plain, self.n_samples) if plain is not some else synops * 0
+        mults = synops * 0 if graded is None else table.through(graded, self.n_samples)
         for i, p in enumerate(projections):
             self._projections[p.name] = {
                 "n_events": _late(events, p.lag),

@@ -110,7 +110,7 @@ def scan_fast(reset: int, timing: int, folds: bool) -> Callable[..., None]:
     reset, timing  places in RESETS and TIMINGS, known to the compiler
     folds          whether a sum can pass 2**17, from where the chip's u folds
     Arguments as for `scan`; bits `[steps, batch, ceil(n / 8)]` as in `Spikes`; chunk, a multiple of
-    8; some `[steps, n]` int32 gets the spikes of each neuron over the batch.
+    8; some `[steps, n]` int64 gets the spikes of each neuron over the batch.
     """
     zero, subtract = reset == 0, reset == 1
     immediate, delayed, carry, discard = (timing == k for k in range(4))
