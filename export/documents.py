@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ranvier.export.hdf5_guard import check_heaps
+from ranvier.export.hdf5_guard import attribute, check_heaps
 from ranvier.train.errors import FormatError, UnsupportedError
 from ranvier.train.files import atomic_write
 
@@ -114,7 +114,7 @@ def _read(path: Path, wanted: str, newest: int) -> tuple[Any, Arrays]:
     if not h5py.is_hdf5(path):
         raise FormatError("it is no HDF5 file, or it is cut off")
     with h5py.File(path, "r") as file:
-        kind, version = file.attrs.get("format"), file.attrs.get("version")
+        kind, version = attribute(file, "format"), attribute(file, "version")
         if kind != wanted:
             raise FormatError(f"its format is {kind!r}; '{wanted}' is needed")
         if version != newest:
@@ -122,7 +122,7 @@ def _read(path: Path, wanted: str, newest: int) -> tuple[Any, Arrays]:
         text = _dataset(file, "document", size).tobytes()
         group = file["arrays"]
         arrays = {key: _dataset(group, key, size) for key in group}
-        if file.attrs.get("digest") != content_digest(text, arrays):
+        if attribute(file, "digest") != content_digest(text, arrays):
             raise FormatError("its content does not match its digest: it was damaged or edited")
     return json.loads(text.decode("utf-8")), arrays
 

@@ -1,7 +1,9 @@
-"""A look at an HDF5 file before libhdf5 opens it: damage on which the library would never return.
+"""A look at an HDF5 file before libhdf5 reads it: damage on which the library would hang or crash.
 
 The library walks a global heap (where variable-length text lives) by the sizes that it finds there; an
-entry of free space that claims no bytes keeps it in one place for ever (hdf5 1.14 and 2.0).
+entry of free space that claims no bytes keeps it in one place for ever (hdf5 1.14 and 2.0). And one
+flipped bit makes a variable-length text a variable-length list of numbers, whose reading ends the
+process (2.0); so nothing is read here but what is of a type that ranvier's files use.
 Source: HDF5 file format specification, III.E, Global Heap.
 """
 
@@ -10,6 +12,8 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ranvier.train.errors import FormatError
 
@@ -42,6 +46,35 @@ def check_lengths(item: Any, path: Path) -> None:
     claims = [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), max(stride, 1))]
     if max(claims, default=0) > whole or len(raw) < stride * size:
         raise FormatError(f"it is damaged: '{item.name}' claims {max(claims, default=0):,} bytes")
+
+
+def attribute(item: Any, key: str, default: Any = None) -> Any:
+    """An attribute of an open file, group or dataset: one number or text, or `default`.
+
+    Raises FormatError where it is of another type.
+    """
+    import h5py
+
+    if key not in item.attrs:
+        return default
+    found = h5py.h5a.open(item.id, key.encode())
+    plain = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)
+    if found.shape or not isinstance(found.get_type(), plain):
+        raise FormatError(f"its attribute '{key}' is neither a number nor a text")
+    return item.attrs[key]
+
+
+def numbers(group: Any, key: str) -> np.ndarray:
+    """The dataset `key` of an open file or group.
+
+    Raises FormatError where it is missing, or holds anything but numbers.
+    """
+    import h5py
+
+    item = group.get(key)
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
+        raise FormatError(f"'{key}' is missing, or holds no numbers")
+    return np.asarray(item[()])
 
 
 def _check(data: mmap.mmap) -> None:

@@ -54,6 +54,8 @@ class Group:
         n_bytes = math.prod(int(n) for n in item.shape) * item.dtype.itemsize
         if item.external or item.is_virtual or n_bytes > 100 * self.size:
             raise self.error(f"'{key}' claims {n_bytes:,} bytes, which the file does not hold")
+        if item.dtype.kind not in "biuf" and h5py.check_string_dtype(item.dtype) is None:
+            raise self.error(f"'{key}' holds {item.dtype}; only numbers and text are read")
         return item[()]
 
     def text(self, key: str) -> str:

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ranvier.export.documents import content_digest
+from ranvier.export.hdf5_guard import attribute, check_heaps, numbers
 from ranvier.sim.ledger import Ledger, Trace
 from ranvier.train.errors import FormatError, UnsupportedError
 from ranvier.train.files import atomic_write, write_text
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = "ranvier-ledger"
-VERSION = 1
+VERSION = 1  # of the JSON
+HDF5_VERSION = 2  # 1 had no digest
 JSON, HDF5 = (".json",), (".h5", ".hdf5")
+
+Groups: TypeAlias = "dict[str, tuple[str, dict[str, np.ndarray]]]"  # place -> name and counts
 
 
 def save(ledger: Ledger, path: str | os.PathLike[str]) -> None:
@@ -49,22 +54,20 @@ def load(path: str | os.PathLike[str]) -> Ledger:
     try:
         if Path(path).suffix in JSON:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            _check(content, path)
+            _check(content, VERSION)
             return Ledger.from_dict(content)
         return _load_hdf5(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, FormatError):
-            raise
+    except FormatError as error:
+        raise FormatError(f"ledger: '{path}': {error}") from error
+    except Exception as error:  # h5py and json raise many kinds on damaged files
         raise FormatError(f"ledger: '{path}' is not a ledger: {error}") from error
 
 
-def _check(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def _check(content: Mapping[str, Any], version: int) -> None:
     if content.get("format") != FORMAT:
-        raise FormatError(f"ledger: '{path}' is not a ledger")
-    if content.get("version") != VERSION:
-        raise FormatError(
-            f"ledger: '{path}' has version {content.get('version')}; this one reads {VERSION}"
-        )
+        raise FormatError("it is not a ledger")
+    if content.get("version") != version:
+        raise FormatError(f"it has version {content.get('version')}; this one reads {version}")
 
 
 def _save_hdf5(ledger: Ledger, path: str | os.PathLike[str]) -> None:
@@ -75,45 +78,67 @@ def _save_hdf5(ledger: Ledger, path: str | os.PathLike[str]) -> None:
 
 
 def write_into(file: h5py.Group, ledger: Ledger) -> None:
-    """Writes the ledger into an open HDF5 file or group."""
-    file.attrs.update({"format": FORMAT, "version": VERSION, "n_samples": ledger.n_samples})
+    """Writes the ledger into an open HDF5 file or group, with a digest over all of it."""
     kept = ("sizes", "inputs", "payload_bits")
-    plain = {k: v for k, v in ledger.to_dict().items() if k in kept}
-    file.attrs["plain"] = json.dumps(plain)
-    for kind in ("populations", "projections"):
-        for i, (name, counts) in enumerate(getattr(ledger, kind).items()):
-            _write_group(file, f"{kind}/{i}", name, counts)
+    plain = json.dumps({k: v for k, v in ledger.to_dict().items() if k in kept})
+    groups = {
+        f"{kind}/{i}": (name, dict(counts))
+        for kind in ("populations", "projections")
+        for i, (name, counts) in enumerate(getattr(ledger, kind).items())
+    }
     for i, (name, counts) in enumerate(ledger.neurons.items()):
-        _write_group(file, f"neurons/{i}", name, {"n_spikes": counts})
+        groups[f"neurons/{i}"] = (name, {"n_spikes": counts})
+    for where, (name, arrays) in groups.items():
+        group = file.create_group(where)
+        group.attrs["name"] = name
+        for key, values in arrays.items():
+            group.create_dataset(key, data=values, compression="gzip")
+    file.attrs.update(
+        {
+            "format": FORMAT, "version": HDF5_VERSION, "n_samples": ledger.n_samples, "plain": plain,
+            "digest": _digest(plain, ledger.n_samples, groups),
+        }
+    )  # fmt: skip
 
 
-def _write_group(file: h5py.Group, where: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    group = file.create_group(where)
-    group.attrs["name"] = name
-    for key, values in arrays.items():
-        group.create_dataset(key, data=values, compression="gzip")
+def _digest(plain: str, n_samples: int, groups: Groups) -> str:
+    names = [plain, n_samples, *((where, name) for where, (name, _) in sorted(groups.items()))]
+    arrays = {f"{g}/{k}": v for g, (_, counts) in groups.items() for k, v in counts.items()}
+    return content_digest(json.dumps(names).encode(), arrays)
 
 
 def _load_hdf5(path: str | os.PathLike[str]) -> Ledger:
     import h5py
 
+    check_heaps(Path(path))
     with h5py.File(path, "r") as file:
-        _check(file.attrs, path)
         return read_from(file)
 
 
 def read_from(file: h5py.Group) -> Ledger:
-    """The ledger that `write_into` wrote."""
-    plain = json.loads(file.attrs["plain"])
+    """The ledger that `write_into` wrote.
+
+    Raises FormatError where it is none, is of another version, or differs from its digest; and
+    what h5py raises on damaged files.
+    """
+    _check({k: attribute(file, k) for k in ("format", "version")}, HDF5_VERSION)
+    plain, n_samples = attribute(file, "plain"), int(attribute(file, "n_samples"))
+    groups: Groups = {}
+    for kind in ("populations", "projections", "neurons"):
+        for i in sorted(file.get(kind, {}), key=int):
+            group = file[kind][i]
+            groups[f"{kind}/{i}"] = attribute(group, "name"), {k: numbers(group, k) for k in group}
+    if attribute(file, "digest") != _digest(plain, n_samples, groups):
+        raise FormatError("its content does not match its digest: it was damaged or edited")
 
     def read(kind: str) -> dict[str, dict[str, np.ndarray]]:
-        groups = [file[kind][k] for k in sorted(file.get(kind, {}), key=int)]
-        return {g.attrs["name"]: {k: g[k][()] for k in g} for g in groups}
+        return dict(found for where, found in groups.items() if where.startswith(kind))
 
-    neurons = {n: c["n_spikes"] for n, c in read("neurons").items()}
+    said = json.loads(plain)
     return Ledger(
-        read("populations"), read("projections"), plain["sizes"], int(file.attrs["n_samples"]),
-        tuple(plain["inputs"]), {"payload_bits": plain["payload_bits"]}, neurons,
+        read("populations"), read("projections"), said["sizes"], n_samples,
+        tuple(said["inputs"]), {"payload_bits": said["payload_bits"]},
+        {name: counts["n_spikes"] for name, counts in read("neurons").items()},
     )  # fmt: skip
 
 

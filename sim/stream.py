@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from ranvier.deploy.program import Program
+from ranvier.export.documents import content_digest
+from ranvier.export.hdf5_guard import attribute, check_heaps, numbers
 from ranvier.sim.ledger import Ledger
 from ranvier.sim.runner import run
 from ranvier.train.errors import FormatError, RangeError, ShapeError
 from ranvier.train.files import atomic_write
 
 FORMAT = "ranvier-evaluation"
-VERSION = 1
+VERSION = 2
 SAVE_EVERY = 30.0  # seconds
 UNKNOWN = -1  # the prediction of a sample that was not run
 
@@ -116,6 +118,12 @@ class Partial:
     @property
     def ledger(self) -> Ledger | None:
         return self.counted[1]
+
+    def digest(self) -> str:
+        """Of all but the ledger, which has one of its own."""
+        arrays = {"predictions": self.predictions, "outputs": self.outputs, "labels": self.labels}
+        kept = {name: array for name, array in arrays.items() if array is not None}
+        return content_digest(str(self.done).encode(), kept)
 
     def add(
         self, start: int, output: np.ndarray, labels: np.ndarray | None, counts: Ledger
@@ -245,8 +253,11 @@ class Keeper:
         assert self.path is not None and partial.ledger is not None
         with atomic_write(self.path) as part, h5py.File(part, "w") as file:
             file.attrs.update(
-                {"format": FORMAT, "version": VERSION, "key": self.key, "done": partial.done}
-            )
+                {
+                    "format": FORMAT, "version": VERSION, "key": self.key, "done": partial.done,
+                    "digest": partial.digest(),
+                }
+            )  # fmt: skip
             for name in ("predictions", "outputs", "labels"):
                 if getattr(partial, name) is not None:
                     file.create_dataset(name, data=getattr(partial, name), compression="gzip")
@@ -262,18 +273,26 @@ def _resumed(path: Path | None, key: str) -> Partial | None:
     if path is None or not path.exists():
         return None
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-                raise FormatError(f"evaluate: '{path}' holds no evaluation of this version")
-            if file.attrs["key"] != key:
+            if (attribute(file, "format"), attribute(file, "version")) != (FORMAT, VERSION):
+                raise FormatError("it holds no evaluation of this version")
+            if attribute(file, "key") != key:
                 raise FormatError(
-                    f"evaluate: '{path}' is of another program, data set or batch size; "
+                    "it is of another program, data set or batch size; "
                     "remove it, or name another file"
                 )
-            outputs, labels = (file[n][()] if n in file else None for n in ("outputs", "labels"))
-            counted = (int(file.attrs["done"]), read_from(file["ledger"]))
-            return Partial(file["predictions"][()], outputs, labels, counted)
-    except (OSError, KeyError) as error:
+            outputs, labels = (
+                numbers(file, n) if n in file else None for n in ("outputs", "labels")
+            )
+            counted = (int(attribute(file, "done")), read_from(file["ledger"]))
+            partial = Partial(numbers(file, "predictions"), outputs, labels, counted)
+            if attribute(file, "digest") != partial.digest():
+                raise FormatError("its content does not match its digest; remove it")
+            return partial
+    except FormatError as error:
+        raise FormatError(f"evaluate: '{path}': {error}") from error
+    except Exception as error:  # h5py raises many kinds on damaged files
         raise FormatError(f"evaluate: '{path}' cannot be read: {error}") from error
 
 

@@ -14,7 +14,7 @@ import pytest
 from graphs import GRAPHS, residual
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_programs import random_program
+from random_programs import random_input, random_program
 
 from ranvier.deploy.program import Program
 from ranvier.export.graph import Graph
@@ -25,6 +25,9 @@ from ranvier.export.nir_file import read_nir, write_nir
 from ranvier.export.nir_raw import RawNode
 from ranvier.export.nir_read import decode
 from ranvier.export.nir_write import encode
+from ranvier.sim.ledger import Ledger
+from ranvier.sim.runner import run
+from ranvier.sim.stream import evaluate
 from ranvier.train.errors import FormatError, RanvierError
 
 COPIES = 12  # damaged copies of a file in one test; the figures in the report come from thousands
@@ -146,6 +149,45 @@ def test_a_heap_that_never_ends_is_found_before_the_library_meets_it(tmp_path):
     path.write_bytes(data)
     with pytest.raises(FormatError, match="heap at byte"):
         read_nir(path)
+
+
+@pytest.mark.parametrize("key", ["format", "digest"])
+def test_a_text_that_became_a_list_of_numbers_is_not_read(key, tmp_path):
+    """One bit in the type of an attribute: libhdf5 2.0 would end the process."""
+    path = tmp_path / "a.h5"
+    residual().save(path)
+    data = bytearray(path.read_bytes())
+    kind = data.find(key.encode() + b"\0") + 8  # names are padded to 8 bytes
+    assert data[kind : kind + 2] == b"\x19\x01", "variable-length, of text"
+    data[kind + 1] = 0
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=f"'{key}' is neither a number nor a text"):
+        Graph.load(path)
+
+
+def test_damaged_ledger_files(tmp_path):
+    """In a file of its own, and as the partial results of an evaluation: the same, or refused."""
+    program = random_program(3)
+    x = random_input(program, 3)
+    ledger = run(program, x, "reference").ledger
+    ledger.save(tmp_path / "a.h5")
+    data = x.swapaxes(0, 1)
+    whole = evaluate(program, data, batch_size=2, resume_path=tmp_path / "b.h5")
+
+    def read(path: Path) -> None:
+        again = Ledger.load(path)
+        assert again.to_dict() == ledger.to_dict()
+        assert all((again.neurons[n] == ledger.neurons[n]).all() for n in ledger.neurons)
+
+    def resumed(path: Path) -> None:
+        again = evaluate(program, data, batch_size=2, resume_path=path)
+        assert (again.predictions == whole.predictions).all()
+        assert (again.outputs == whole.outputs).all()
+        assert again.ledger.to_dict() == whole.ledger.to_dict()
+
+    assert fates(tmp_path / "a.h5", read, tmp_path, range(60))["FormatError"] > 10
+
+    assert fates(tmp_path / "b.h5", resumed, tmp_path, range(60))["FormatError"] > 10
 
 
 # values of any kind in the right places: the file is whole, its contents are not
