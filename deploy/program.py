@@ -300,6 +300,10 @@ def check(program: Program) -> None:
         raise FormatError(
             f"program: readout of '{program.readout.population}', which is no population"
         )
+    for name, population in program.populations.items():
+        if name != population.name:
+            raise FormatError(f"program: population '{population.name}' stands under '{name}'")
+        _check_population(population)
     place = {name: i for i, name in enumerate(program.populations)}
     for name, projection in program.projections.items():
         if name != projection.name:
@@ -315,6 +319,16 @@ def check(program: Program) -> None:
                 f"'{projection.target}' without a lag"
             )
         _check_projection(program, projection)
+
+
+def _check_population(p: Population) -> None:
+    if not all(n >= 1 for n in p.shape):
+        raise ShapeError(f"program: population '{p.name}' {p.shape} has no neurons")
+    if p.lo > p.hi or p.depth < 0:
+        raise RangeError(
+            f"program: population '{p.name}' sends {p.lo}..{p.hi} at depth {p.depth}; messages go "
+            "from lo up to hi, and depth from 0 on"
+        )
 
 
 def _check_projection(program: Program, p: Projection) -> None:

@@ -19,6 +19,9 @@ from ranvier.train.errors import FormatError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 HEAP = b"GCOL"
+REFERENCE = (
+    10  # bytes of one to a text, at least: its length, the address of a heap, a number there
+)
 
 
 def check_heaps(path: Path) -> None:
@@ -43,9 +46,11 @@ def check_lengths(item: Any, path: Path) -> None:
         file.seek(offset)
         raw = file.read(stride * size)
     whole = path.stat().st_size
-    claims = [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), max(stride, 1))]
-    if max(claims, default=0) > whole or len(raw) < stride * size:
-        raise FormatError(f"it is damaged: '{item.name}' claims {max(claims, default=0):,} bytes")
+    if stride < REFERENCE or len(raw) < stride * size:
+        raise FormatError(f"it is damaged: '{item.name}' has no place in it for {size:,} texts")
+    longest = max(int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), stride))
+    if longest > whole:
+        raise FormatError(f"it is damaged: '{item.name}' claims {longest:,} bytes")
 
 
 def attribute(item: Any, key: str, default: Any = None) -> Any:

@@ -371,6 +371,16 @@ def test_programs_that_do_not_fit_together_are_refused() -> None:
         chain(3, one("p0", "p9"))
     with pytest.raises(FormatError, match="without a lag"):
         chain(3, one("p2", "p1"))
+    whole = chain(2, one("p0", "p1"))
+    for name, change, error, reason in (
+        ("p1", {"depth": -1}, RangeError, "'p1' sends 0..1 at depth -1"),
+        ("p0", {"lo": 2}, RangeError, "'p0' sends 2..1 at depth 0"),
+        ("p0", {"shape": (0,)}, ShapeError, "has no neurons"),
+        ("p0", {"name": "p7"}, FormatError, "'p7' stands under 'p0'"),
+    ):
+        changed = replace(whole.populations[name], **change)
+        with pytest.raises(error, match=reason):
+            whole.with_parts(populations={**whole.populations, name: changed})
     with pytest.raises(RangeError, match="the chip holds 0..4096"):
         Cell(dv=5000)
     with pytest.raises(RangeError, match="must be a whole number"):

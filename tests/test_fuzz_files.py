@@ -165,6 +165,25 @@ def test_a_text_that_became_a_list_of_numbers_is_not_read(key, tmp_path):
         Graph.load(path)
 
 
+def test_a_text_without_a_place_in_the_file_is_not_read(tmp_path):
+    """A dataset of no bytes, whose claim could not be looked at: 4 GiB would be set aside for it."""
+    import h5py
+
+    path = tmp_path / "a.nir"
+    write_nir(residual(), path)
+    with h5py.File(path) as file:
+        item = file["node/type"]
+        offset, size = item.id.get_offset(), item.id.get_storage_size()
+    data = bytearray(path.read_bytes())
+    layout = offset.to_bytes(8, "little") + size.to_bytes(8, "little")
+    assert size == 16 and data.count(layout) == 1
+    at = data.index(layout) + 8
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="no place in it for 1 texts"):
+        read_nir(path)
+
+
 def test_damaged_ledger_files(tmp_path):
     """In a file of its own, and as the partial results of an evaluation: the same, or refused."""
     program = random_program(3)
