@@ -37,10 +37,11 @@ def sign_test(won: int, lost: int) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """How many of n samples an engine got right."""
+    """How many of n an engine got right; `of` says what was judged."""
 
     right: int
     n: int
+    of: str = "samples"
 
     @property
     def accuracy(self) -> float:
@@ -53,12 +54,24 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.accuracy:.2%} ({low:.2%} to {high:.2%}, {self.n} samples)"
+        return f"{self.accuracy:.2%} ({low:.2%} to {high:.2%}, {self.n} {self.of})"
 
 
-def score(output: np.ndarray, labels: np.ndarray) -> Score:
+def score(output: np.ndarray, labels: np.ndarray, of: str = "samples") -> Score:
     """Of outputs `[n, classes]`."""
-    return Score(int((output.argmax(-1) == labels).sum()), len(labels))
+    return Score(int((output.argmax(-1) == labels).sum()), len(labels), of)
+
+
+def judged(output: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(outputs `[k, classes]`, classes `[k]`): what there is a label for.
+
+    output, labels  `[n, classes]` and `[n]`, or `[time, n, classes]` and `[n, time]`, where a label
+                    below 0 says that the step has none
+    """
+    if labels.ndim == 1:
+        return output, labels
+    said = labels >= 0
+    return output.swapaxes(0, 1)[said], labels[said]
 
 
 def confusion(a: np.ndarray, b: np.ndarray, classes: int) -> np.ndarray:

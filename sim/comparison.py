@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 from ranvier.deploy.program import Program
 from ranvier.export.domains import binary_only
 from ranvier.export.graph import Graph
-from ranvier.sim.accuracy import Score, confusion, score, sign_test
+from ranvier.sim.accuracy import Score, confusion, judged, score, sign_test
 from ranvier.sim.ladder import Agreement, Divergence, Ladder, levels, with_integers
 from ranvier.sim.ledger import Ledger
 from ranvier.sim.runner import engines as program_engines
@@ -32,7 +32,7 @@ class Advice:
     """What one layer's integers cost, measured: with this population's parameters in floats.
 
     accuracy, gain  of the float-state network with all others as integers, and against all integers
-    n               samples
+    n               answers: samples, or labelled steps
     won, lost       of these: right only with the change, right only without
     error           of the readout without the change, and with it, root mean square over its spread
     """
@@ -54,7 +54,7 @@ class Advice:
     def __str__(self) -> str:
         return (
             f"floats instead of {self.bits} bits in '{self.population}' change the accuracy by "
-            f"{100 * self.gain:+.2f} points ({self.won} won, {self.lost} lost of {self.n} samples) "
+            f"{100 * self.gain:+.2f} points ({self.won} won, {self.lost} lost of {self.n} answers) "
             f"and the readout's error from {self.error[0]:.2%} to {self.error[1]:.2%}"
         )
 
@@ -63,7 +63,7 @@ class Advice:
 class Report:
     """What `compare` found; engines in the order in which they were asked for.
 
-    scores            engine -> right answers of how many samples
+    scores            engine -> right answers of how many samples, or of how many labelled steps
     disagreements     (engine, engine) -> counts [classes, classes], each engine against the first
     agreement         rung -> population -> how far its messages are those of the float network
     first_divergence  the earliest value in which the chip leaves the float network
@@ -152,7 +152,8 @@ def compare(
 
     net           a torch module, or a Graph (then "torch" is not among the engines)
     dataset       a Dataset, or a pair (x, y): x floats `[batch, *shape]` held over time, or
-                  `[time, batch, *shape]`; y class indices `[batch]`
+                  `[time, batch, *shape]`; y class indices `[batch]`, or `[batch, time]` with -1 for
+                  a step without a label: then each labelled step is an answer, right or wrong
     engines       torch, graph (float interpreter), onnx (ONNX Runtime); and of the Program:
                   reference, dense, events, lava
     graph         the traced graph, where it is known already
@@ -171,6 +172,9 @@ def compare(
     tell = progress or (lambda what, done, total: None)
     if graph is None:
         graph = net if isinstance(net, Graph) else _traced(net, x, program)
+    given = program
+    if y.ndim == 2:
+        graph, program = _each_step(graph, program)
     limits = {"onnx": onnx_limit, "lava": lava_limit}
     runner = _Runner(net, graph, program, x, y, tell, limits)
     for name in engines:
@@ -185,7 +189,7 @@ def compare(
     parity = {} if first is None else runner.parity(first)
     return Report(
         runner.scores, runner.disagreements(), found, ladder.first_divergence, told, runner.lava,
-        runner.skipped, runner.ledger, parity, graph, program, ladder, dict(meta or {}),
+        runner.skipped, runner.ledger, parity, graph, given, ladder, dict(meta or {}),
     )  # fmt: skip
 
 
@@ -215,14 +219,31 @@ def _samples(dataset: Any, program: Program, limit: int | None) -> tuple[np.ndar
             f"compare: samples have shape {x.shape}; the program takes [batch, {shape}] or "
             f"[time, batch, {shape}]"
         )
-    n = x.shape[_axis(program, x)]
-    if y.ndim != 1 or len(y) != n:
+    axis = _axis(program, x)
+    n = x.shape[axis]
+    steps = len(x) if axis else program.steps
+    if y.shape not in ((n,), (n, steps)):
         raise ShapeError(
-            f"compare: {n} samples, labels of shape {y.shape}; one class index a sample is needed. Of a set "
-            "with a label a step `ranvier run` gives the accuracy"
+            f"compare: {n} samples, labels of shape {y.shape}; one class index a sample is needed, or "
+            f"one a sample and step [{n}, {steps}]"
         )
+    if y.ndim == 2 and not (y >= 0).any():
+        raise RangeError("compare: none of its steps has a label")
     keep = slice(0, limit)
     return x[_batch(program, x, keep)], y[keep].astype(np.int64)
+
+
+def _each_step(graph: Graph, program: Program) -> tuple[Graph, Program]:
+    """Both with outputs `[time, batch, classes]`, not reduced over time."""
+    (output,) = graph.outputs
+    if program.readout.reduce != output.reduce:  # see `ranvier.deploy.readouts`
+        raise UnsupportedError(
+            "compare: the program's output holds a sum over all steps, so labels of single steps "
+            "cannot be judged; compile for a chip that sends values, such as loihi2"
+        )
+    nodes = [replace(node, reduce="none") if node is output else node for node in graph]
+    readout = replace(program.readout, reduce="none")
+    return graph.with_nodes(nodes), program.with_parts(readout=readout)
 
 
 def _axis(program: Program, x: np.ndarray) -> int:
@@ -268,7 +289,7 @@ class _Runner:
                 self.tell(name, i, n)
                 parts.append(one(self._part(i, min(BATCH, n - i))))
         self.tell(name, n, n)
-        self._keep(name, np.concatenate(parts))
+        self._keep(name, np.concatenate(parts, -2))
 
     def _n(self, name: str) -> int:
         """How many samples an engine runs."""
@@ -279,13 +300,16 @@ class _Runner:
         return self.x[_batch(self.program, self.x, slice(i, i + n))]
 
     def _keep(self, name: str, output: np.ndarray) -> None:
-        if output.ndim != 2:
+        if output.ndim != 1 + self.y.ndim:
+            wanted = "[batch, classes]; let the output be reduced over time (Output.reduce)"
+            if self.y.ndim == 2:
+                wanted = "[time, batch, classes]; let the network keep its steps"
             raise UnsupportedError(
-                f"compare: engine '{name}' gave outputs of shape {output.shape}, not "
-                "[batch, classes]; let the output be reduced over time (Output.reduce)"
+                f"compare: engine '{name}' gave outputs of shape {output.shape}, not {wanted}"
             )
-        self.outputs[name] = output
-        self.scores[name] = score(output, self.y[: len(output)])
+        rows, labels = judged(output, self.y[: output.shape[-2]])
+        self.outputs[name] = rows
+        self.scores[name] = score(rows, labels, "samples" if self.y.ndim == 1 else "steps")
 
     def _engine(self, name: str, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
         if name == "torch":
@@ -396,29 +420,29 @@ def advise(ladder: Ladder, labels: np.ndarray, tell: Progress | None = None) -> 
 
     def outputs(graph: Graph) -> np.ndarray:
         out = np.asarray(graph.readout(graph.run(x)))
-        return out.reshape(len(labels), -1)
+        return out.reshape(*out.shape[: labels.ndim], -1)
 
-    wanted = outputs(lowered)
+    wanted, known = judged(outputs(lowered), labels)
     spread = float(wanted.std()) or 1.0
 
     def error(out: np.ndarray) -> float:
         return float(np.sqrt(np.mean((out - wanted) ** 2))) / spread
 
-    base = outputs(with_integers(lowered, program))
-    before, right = error(base), score(base, labels).accuracy
-    hit = base.argmax(-1) == labels
+    base, _ = judged(outputs(with_integers(lowered, program)), labels)
+    before, right = error(base), score(base, known).accuracy
+    hit = base.argmax(-1) == known
     found = []
     layers = [p for p in program if not p.is_input and program.into(p.name)]
     for i, population in enumerate(layers):
         if tell is not None:
             tell("advice", i, len(layers))
-        out = outputs(with_integers(lowered, program, keep=(population.name,)))
+        out, _ = judged(outputs(with_integers(lowered, program, keep=(population.name,))), labels)
         bits = min(p.bits for p in program.into(population.name))
-        accuracy, now = score(out, labels).accuracy, out.argmax(-1) == labels
+        accuracy, now = score(out, known).accuracy, out.argmax(-1) == known
         won, lost = int((now & ~hit).sum()), int((hit & ~now).sum())
         found.append(
             Advice(
-                population.name, bits, accuracy, accuracy - right, len(labels),
+                population.name, bits, accuracy, accuracy - right, len(known),
                 (before, error(out)), won, lost,
             )
         )  # fmt: skip

@@ -118,8 +118,13 @@ def _summary(report: Report) -> list[str]:
     if first and chip:
         a, b = report.scores[first], report.scores[chip[0]]
         told.append(
-            f"{first} is right on {a.accuracy:.2%} of {a.n} samples, the chip's integers "
+            f"{first} is right on {a.accuracy:.2%} of {a.n} {a.of}, the chip's integers "
             f"({chip[0]}) on {b.accuracy:.2%}: {100 * (b.accuracy - a.accuracy):+.2f} points."
+        )
+    if first and report.scores[first].of == "steps":
+        told.append(
+            "Steps of one sample are alike, and the intervals here count them as independent: they "
+            "are too narrow."
         )
     if report.lava:
         same = "none" if report.lava["different"] == 0 else f"{report.lava['different']:,}"
@@ -148,7 +153,7 @@ def _engines(report: Report) -> parts.Section:
     first = next(iter(report.scores), "")
     columns = [
         parts.column("engine", "engine"), parts.column("basis", "basis"),
-        parts.column("n", "samples", ",d"),
+        parts.column("n", next((s.of for s in report.scores.values()), "samples"), ",d"),
         parts.column("accuracy", "accuracy", ".2%", help="below: 95 % interval (Wilson)"),
         parts.column("against", f"other classes than {first}", ",d"),
         parts.column("difference", f"largest difference to {first}", ".3g"),
@@ -224,10 +229,10 @@ def _advice(report: Report) -> list[parts.Section]:
         parts.column("bits", "now, bits", "d"),
         parts.column("accuracy", "accuracy", ".2%"),
         parts.column("gain", "won", "+.2%"),
-        parts.column("samples", "samples won / lost", align="right"),
+        parts.column("samples", "answers won / lost", align="right"),
         parts.column("error", "change of the readout's error", "+.2%"),
     ]
-    note += f" Over {best.n} samples, float states; all other layers keep their integers."
+    note += f" Over {best.n} answers, float states; all other layers keep their integers."
     return [parts.table("What more bits would win", columns, rows, basis="simulated", note=note)]
 
 

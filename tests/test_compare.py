@@ -14,12 +14,12 @@ from ranvier.deploy.currents import message_units
 from ranvier.deploy.program import Program
 from ranvier.export import trace
 from ranvier.export.graph import Graph
-from ranvier.sim import compare
+from ranvier.sim import compare, run
 from ranvier.sim.accuracy import Score, confusion, wilson
 from ranvier.sim.comparison import Report
 from ranvier.sim.ladder import RUNGS, Ladder, read_back, with_integers
 from ranvier.train import create_model
-from ranvier.train.errors import RangeError, ShapeError
+from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
 
 N = 24
 ENGINES = ("torch", "graph", "onnx", "dense")
@@ -67,6 +67,37 @@ def test_engines_run_on_the_same_samples(made):
     assert {s.n for s in report.scores.values()} == {N}
     assert report.parity["graph"] < 1e-5 and report.parity["onnx"] < 1e-5
     assert report.ledger is not None and report.ledger.n_samples == N
+
+
+def test_a_label_a_step() -> None:
+    """Every labelled step is an answer; the first labels are -1, as before a recording starts."""
+    torch.manual_seed(0)
+    net = create_model("mlp", steps=7, hidden=(16,), num_classes=3, in_channels=1, image_size=3)
+    rng = np.random.default_rng(0)
+    x = (rng.random((7, 10, 1, 3, 3)) < 0.5).astype(np.float32)
+    y = rng.integers(0, 3, (10, 7))
+    y[:, :2] = -1
+    graph = trace(net.eval(), torch.from_numpy(x))
+    program = compile(graph, calibration=x)
+    report = compare(net, program, (x, y), ENGINES, graph=graph, limit=8, onnx_limit=5)
+    each = run(program.with_parts(readout=replace(program.readout, reduce="none")), x[:, :8])
+    right = (each.output.argmax(-1).T == y[:8])[:, 2:]
+    assert report.scores["dense"] == Score(int(right.sum()), right.size, "steps")
+    assert report.scores["onnx"].n == 5 * 5 and report.parity["onnx"] < 1e-5
+    assert report.scores["torch"] == report.scores["graph"]
+    assert report.program.digest() == program.digest() and report.advice[0].n == right.size
+    assert any("too narrow" in line for line in report.data()["summary"])
+    still = np.full_like(y, -1)
+    still[:, -1] = y[:, -1]
+    last = compare(net, program, (x, still), ("graph", "dense"), graph=graph, advice_limit=0)
+    assert {s.n for s in last.scores.values()} == {10}
+    with pytest.raises(ShapeError, match=r"one a sample and step \[10, 7\]"):
+        compare(net, program, (x, y[:, :6]), ("dense",), graph=graph)
+    with pytest.raises(RangeError, match="none of its steps has a label"):
+        compare(net, program, (x, np.full_like(y, -1)), ("dense",), graph=graph)
+    piled = replace(program.readout, kind="membrane", reduce="last")
+    with pytest.raises(UnsupportedError, match="sum over all steps"):
+        compare(net, program.with_parts(readout=piled), (x, y), ("dense",), graph=graph)
 
 
 def test_rungs_agree_where_they_must(made):
