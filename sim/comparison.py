@@ -385,7 +385,8 @@ class _Runner:
 
 
 def run_torch(net: Any, graph: Graph, x: np.ndarray) -> np.ndarray:
-    """The module's own output `[batch, classes]`, in eval mode and from the zero state.
+    """The module's own output in eval mode and from the zero state: `[batch, classes]`, or
+    `[time, batch, classes]` where the graph's output is not reduced over time.
 
     A module that computes one step is called once a step; the module itself is left untouched.
     """
@@ -393,12 +394,13 @@ def run_torch(net: Any, graph: Graph, x: np.ndarray) -> np.ndarray:
 
     from ranvier.export.interpret import with_time
     from ranvier.export.trace_plan import as_given, chosen, is_ours, make_plan, rested
+    from ranvier.train.evaluation import run_net
 
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     made, sample = rested(net), torch.from_numpy(np.array(x)).to(device)
     with torch.no_grad():
         if is_ours(made):
-            out = made(sample)
+            out = run_net(made, sample, graph.outputs[0].reduce == "none")
         elif (plan := make_plan(net, sample, 0)).loop:
             out = chosen(made(as_given(sample, plan)), plan.output)
         else:
