@@ -209,6 +209,7 @@ def _check(engines: Sequence[str], net: Any) -> None:
 def _samples(dataset: Any, program: Program, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(dataset, "batch"):
         data_x, data_y = dataset.batch(slice(0, limit))
+        data_y = data_y.T if data_y.ndim == 2 else data_y  # a Dataset gives time first
     else:
         data_x, data_y = dataset
     x = np.asarray(data_x.detach().cpu() if hasattr(data_x, "detach") else data_x, np.float32)

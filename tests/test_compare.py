@@ -19,6 +19,7 @@ from ranvier.sim.accuracy import Score, confusion, wilson
 from ranvier.sim.comparison import Report
 from ranvier.sim.ladder import RUNGS, Ladder, read_back, with_integers
 from ranvier.train import create_model
+from ranvier.train.data import Dataset
 from ranvier.train.errors import RangeError, ShapeError, UnsupportedError
 
 N = 24
@@ -86,6 +87,9 @@ def test_a_label_a_step() -> None:
     assert report.scores["onnx"].n == 5 * 5 and report.parity["onnx"] < 1e-5
     assert report.scores["torch"] == report.scores["graph"]
     assert report.program.digest() == program.digest() and report.advice[0].n == right.size
+    whole = Dataset(torch.from_numpy(x).transpose(0, 1), torch.from_numpy(y), 3, "toy", timed=True)
+    same = compare(net, program, whole, ("dense",), graph=graph, limit=8, advice_limit=0)
+    assert same.scores["dense"] == report.scores["dense"]
     assert any("too narrow" in line for line in report.data()["summary"])
     still = np.full_like(y, -1)
     still[:, -1] = y[:, -1]
