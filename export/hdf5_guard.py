@@ -19,9 +19,7 @@ from ranvier.train.errors import FormatError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 HEAP = b"GCOL"
-REFERENCE = (
-    10  # bytes of one to a text, at least: its length, the address of a heap, a number there
-)
+REFERENCE = 10  # least bytes that point to a text: its length, a heap's address, a number in it
 
 
 def check_heaps(path: Path) -> None:
@@ -58,15 +56,20 @@ def attribute(item: Any, key: str, default: Any = None) -> Any:
 
     Raises FormatError where it is of another type.
     """
-    import h5py
-
     if key not in item.attrs:
         return default
-    found = h5py.h5a.open(item.id, key.encode())
-    plain = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)
-    if found.shape or not isinstance(found.get_type(), plain):
+    if not is_plain(item, key):
         raise FormatError(f"its attribute '{key}' is neither a number nor a text")
     return item.attrs[key]
+
+
+def is_plain(item: Any, key: str) -> bool:
+    """Whether an attribute is one number or text."""
+    import h5py
+
+    found = h5py.h5a.open(item.id, key.encode())
+    plain = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)
+    return not found.shape and isinstance(found.get_type(), plain)
 
 
 def numbers(group: Any, key: str) -> np.ndarray:

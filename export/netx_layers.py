@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ranvier.export.hdf5_guard import attribute, check_heaps
+from ranvier.export.hdf5_guard import check_heaps, is_plain
 from ranvier.export.hdf5_reader import Group
 from ranvier.export.netx_weights import applied_weights
 from ranvier.train.errors import FormatError, RangeError, RanvierError, UnsupportedError
@@ -121,7 +121,7 @@ def _network(file: Group) -> NetxFile:
     if "simulation" in file:
         times = file.sub("simulation", "simulation")
         steps = max(0, times.one("tSample", 0)) // max(1, times.one("Ts", 1)) or None
-    said = {key: attribute(file.group, key) for key in file.group.attrs}
+    said = {key: file.group.attrs[key] for key in file.group.attrs if is_plain(file.group, key)}
     text = {k: v for k, v in said.items() if isinstance(v, str) and len(v) < 1000}
     return NetxFile(layers[0].in_shape, tuple(layers), steps, text)
 

@@ -25,6 +25,7 @@ from ranvier.deploy.program import (
     Readout,
 )
 from ranvier.export import read_net, write_net
+from ranvier.export.netx_layers import read_layers
 from ranvier.export.netx_weights import applied_weights
 from ranvier.sim.reference import run_reference
 from ranvier.train.errors import FormatError, RanvierError, UnsupportedError
@@ -345,6 +346,18 @@ def test_other_files(tmp_path):
         file["x"] = 1
     with pytest.raises(FormatError, match="no group 'layer'"):
         read_net(tmp_path / "other.h5")
+
+
+def test_words_about_the_file_are_kept_and_lists_passed_over(tmp_path):
+    path = write(tmp_path / "n.net", layer())
+    with h5py.File(path, "a") as file:
+        file.attrs["author"] = "somebody"
+        file.attrs["names"] = ["a", "b"]
+        file.attrs["ragged"] = np.array([np.arange(2), np.arange(3)], object).astype(
+            h5py.vlen_dtype(np.int32)
+        )
+    said = read_layers(path).attributes
+    assert said["author"] == "somebody" and not {"names", "ragged"} & set(said)
 
 
 def test_links_out_of_the_file_are_not_followed(tmp_path):
