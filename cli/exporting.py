@@ -197,6 +197,7 @@ def label_a_step(program: Program, x: Any, y: Any, engine: str, batch_size: int)
     Its accuracy is the share of labelled steps that are right; predictions are `[n, time]`.
     """
     from ranvier.sim import run
+    from ranvier.sim.accuracy import judged, score
     from ranvier.sim.stream import Evaluation
 
     if batch_size < 1:
@@ -206,10 +207,10 @@ def label_a_step(program: Program, x: Any, y: Any, engine: str, batch_size: int)
         run(each, np.swapaxes(np.asarray(x[i : i + batch_size]), 0, 1), engine)
         for i in range(0, len(y), batch_size)
     ]
-    predictions = np.concatenate([p.output.argmax(-1).T for p in parts])
-    right = (predictions == y)[y >= 0]
+    output = np.concatenate([p.output for p in parts], 1)
+    accuracy = score(*judged(output, y)).accuracy
     ledger = sum(p.ledger for p in parts)
-    return Evaluation(float(right.mean()), predictions, None, ledger, len(y))
+    return Evaluation(accuracy, output.argmax(-1).T, None, ledger, len(y))
 
 
 def compare_run(

@@ -51,13 +51,13 @@ def check_lengths(item: Any, path: Path) -> None:
         raise FormatError(f"it is damaged: '{item.name}' claims {longest:,} bytes")
 
 
-def attribute(item: Any, key: str, default: Any = None) -> Any:
-    """An attribute of an open file, group or dataset: one number or text, or `default`.
+def attribute(item: Any, key: str) -> Any:
+    """An attribute of an open file, group or dataset: one number or text; None where it has none.
 
     Raises FormatError where it is of another type.
     """
     if key not in item.attrs:
-        return default
+        return None
     if not is_plain(item, key):
         raise FormatError(f"its attribute '{key}' is neither a number nor a text")
     return item.attrs[key]
